@@ -1,0 +1,363 @@
+"""One run of training or evaluation and its folder; between runs only folders pass.
+
+    RUN/run.json         the configuration the run was started with
+    RUN/metrics.jsonl    one JSON object a line: {"step": ..., "loss": ..., ...}
+    RUN/summary.json     the figures the run ended with
+    RUN/figures/         pictures
+    RUN/checkpoints/     training state, to continue from
+    RUN/pipeline/        the model that came out
+    RUN/lock.json        only while a process writes to the run
+
+A kill at any moment leaves a readable run: lines are appended in one write, whole files are replaced atomically, and a
+half-written last line is ignored by readers and removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import socket
+import time
+import uuid
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+LOCK_FILE = "lock.json"
+# A lock written on another computer (a shared disk) is dead when it was not refreshed for so long.
+FOREIGN_LOCK_SECONDS = 900.0
+_REFRESH_SECONDS = 30.0
+_FIGURE_NAME = re.compile(r"[\w][\w.-]*")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be written or read; the message names the file."""
+
+
+class Run:
+    """The one writer of a run folder. Use it as a context manager:
+
+        with Run.open("runs/stage-1", config) as run:
+            run.log(10, loss=0.5)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._release = weakref.finalize(self, _release_lock, path)  # also when the object or the process just ends
+        self._refreshed = time.monotonic()
+
+    @classmethod
+    def open(cls, path: Path | str, config: Mapping[str, Any] | None = None, resume: bool = True) -> Run:
+        """Create the run folder, or open it again, and take its lock.
+
+        config: plain JSON data that must stay the same when the run is continued: put in it what decides the result,
+        not how long to train. resume=False starts over; what an earlier run left is moved to RUN/previous-N.
+        Raises RunError when another living process writes to it, when it was started with another config, or when the
+        folder cannot be written.
+        """
+        path = Path(path).expanduser().resolve()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _take_lock(path)
+        except OSError as error:
+            raise RunError(f"the run folder {path} cannot be written: {error.strerror or error}.") from error
+        run = cls(path)
+        try:
+            if not resume:
+                _move_aside(path)
+            _check_config(path, config)
+            _cut_torn_line(path / METRICS_FILE)
+        except OSError as error:
+            run.close()
+            raise RunError(f"the run folder {path} cannot be written: {error.strerror or error}.") from error
+        except RunError:
+            run.close()
+            raise
+        return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back; the folder stays."""
+        self._release()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where training state is kept."""
+        return self.path / "checkpoints"
+
+    @property
+    def pipeline_path(self) -> Path:
+        """Where the finished model is kept."""
+        return self.path / "pipeline"
+
+    def figure_path(self, name: str) -> Path:
+        """RUN/figures/name.png; the folder is created."""
+        if not _FIGURE_NAME.fullmatch(name):
+            raise RunError(f"figure name is {name!r}; use letters, digits, dots, dashes and underscores.")
+        folder = self.path / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name.removesuffix('.png')}.png"
+
+    def log(self, step: int, **values: Any) -> dict[str, Any]:
+        """Append one row {"step": step, **values} to metrics.jsonl and return it as stored.
+
+        Values are numbers, strings, None, lists or dicts of them, tensors or arrays; a number that is not finite is
+        stored as null, because JSON has no other word for it.
+        """
+        row = {"step": int(step), **{name: _plain(name, value) for name, value in values.items()}}
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        self._require_open()
+        try:
+            _append(self.path / METRICS_FILE, line)
+            if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
+                self._refreshed = time.monotonic()
+                os.utime(self.path / LOCK_FILE)
+        except OSError as error:
+            raise RunError(f"{self.path / METRICS_FILE} cannot be written: {error.strerror or error}.") from error
+        return row
+
+    def rewind(self, step: int) -> int:
+        """Drop the rows after `step` (they will be computed again); returns how many were dropped."""
+        self._require_open()
+        rows = self.metrics()
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            _replace(self.path / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in kept))
+        return len(rows) - len(kept)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows logged so far, in the order in which they were logged."""
+        return read_metrics(self.path)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> Path:
+        """Replace summary.json by `summary` (values as for `log`); returns its path."""
+        self._require_open()
+        plain = {str(name): _plain(str(name), value) for name, value in summary.items()}
+        _replace(self.path / SUMMARY_FILE, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+        return self.path / SUMMARY_FILE
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json, or {} when the run has none yet."""
+        return read_summary(self.path)
+
+    def _require_open(self) -> None:
+        if not self._release.alive:
+            raise RunError(f"the run {self.path} is closed; open it again to write to it.")
+
+
+# --- reading, without a lock ---------------------------------------------------------------------------------------
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of RUN/metrics.jsonl; [] when there is none. A last line cut off by a kill is ignored."""
+    file = Path(path) / METRICS_FILE
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or torn
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RunError(f"{file}, line {number}, is not valid JSON.") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise RunError(f"{file}, line {number}, has no step.")
+        rows.append(row)
+    return rows
+
+
+def read_summary(path: Path | str) -> dict[str, Any]:
+    """RUN/summary.json, or {} when the run has none."""
+    return _read_object(Path(path) / SUMMARY_FILE)
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """The configuration the run was started with, or {} when none was given."""
+    return _read_object(Path(path) / CONFIG_FILE)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RunError(f"{file} is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{file} must hold a JSON object.")
+    return value
+
+
+# --- plain data and safe writing -----------------------------------------------------------------------------------
+
+
+def _plain(name: str, value: Any) -> Any:
+    """`value` as JSON data: tensors and arrays become numbers or lists, non-finite numbers None."""
+    if hasattr(value, "tolist"):  # torch tensors, numpy arrays and numpy scalars
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [_plain(name, item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(name, item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    raise RunError(f"{name} is a {type(value).__name__}; log numbers, strings, or lists and dicts of them.")
+
+
+def _append(file: Path, line: bytes) -> None:
+    """Append `line` in one write; a write that the disk cut short is taken back."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        before = os.fstat(descriptor).st_size
+        if os.write(descriptor, line) != len(line):
+            os.ftruncate(descriptor, before)
+            raise OSError("no space left for a whole line")
+    finally:
+        os.close(descriptor)
+
+
+def _replace(file: Path, text: str) -> None:
+    """Replace a whole file atomically: readers see the old text or the new."""
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with draft.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, file)
+    except OSError as error:
+        raise RunError(f"{file} cannot be written: {error.strerror or error}.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _cut_torn_line(file: Path) -> None:
+    """Remove what follows the last newline, so that the next row starts a line of its own."""
+    if file.exists():
+        data = file.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(file, whole)
+
+
+def _check_config(path: Path, config: Mapping[str, Any] | None) -> None:
+    """Store the config of a new run; a continued run must have the same one."""
+    if config is None:
+        return
+    wanted = {str(name): _plain(str(name), value) for name, value in config.items()}
+    if not (path / CONFIG_FILE).exists():
+        _replace(path / CONFIG_FILE, json.dumps(wanted, indent=2, allow_nan=False) + "\n")
+        return
+    stored = read_config(path)
+    different = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
+    if different:
+        raise RunError(
+            f"the run {path} was started with another configuration (it differs in {', '.join(different)}); "
+            "use another folder, or resume=False to start over."
+        )
+
+
+def _move_aside(path: Path) -> None:
+    """Move what an earlier run left into RUN/previous-N, with the smallest free N."""
+    names = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "figures", "checkpoints", "pipeline")
+    left = [path / name for name in names if (path / name).exists()]
+    if left:
+        number = 1
+        while (path / f"previous-{number}").exists():
+            number += 1
+        (path / f"previous-{number}").mkdir()
+        for entry in left:
+            os.rename(entry, path / f"previous-{number}" / entry.name)
+
+
+# --- one writer ----------------------------------------------------------------------------------------------------
+
+
+def _take_lock(path: Path) -> None:
+    """Create RUN/lock.json for this process; a dead process's lock is taken over, a living one's raises RunError."""
+    lock = path / LOCK_FILE
+    mine = json.dumps({"pid": os.getpid(), "started": _start_time(os.getpid()), "host": socket.gethostname()}).encode()
+    for _ in range(3):
+        try:
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            _clear_dead_lock(lock)
+            continue
+        try:
+            os.write(descriptor, mine)
+        finally:
+            os.close(descriptor)
+        return
+    raise RunError(f"another process has just opened the run {path}.")
+
+
+def _clear_dead_lock(lock: Path) -> None:
+    """Remove the lock of a process that no longer lives; raise RunError if it lives."""
+    try:
+        data, age = lock.read_bytes(), time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return
+    if _holder_lives(data, age):
+        raise RunError(f"another process writes to the run {lock.parent}; stop it, or delete {lock} if there is none.")
+    # Two processes may have come here. Rename is atomic, so one of them gets the file; if that was already the other's
+    # new lock, it is given back.
+    taken = lock.with_name(f".{lock.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(lock, taken)
+    except FileNotFoundError:
+        return
+    if taken.read_bytes() != data:
+        os.rename(taken, lock)
+        raise RunError(f"another process has just opened the run {lock.parent}.")
+    taken.unlink()
+
+
+def _holder_lives(data: bytes, age: float) -> bool:
+    try:
+        holder = json.loads(data)
+        pid, started, host = int(holder["pid"]), holder["started"], holder["host"]
+    except (ValueError, KeyError, TypeError):
+        return age < _REFRESH_SECONDS  # empty for the instant between its creation and its writing, else damaged
+    if host != socket.gethostname():
+        return age < FOREIGN_LOCK_SECONDS
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return started is None or started == _start_time(pid)  # numbers are used again, above all inside containers
+
+
+def _start_time(pid: int) -> str | None:
+    """A process's start in clock ticks since boot, where /proc tells (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _release_lock(path: Path) -> None:
+    """Remove the lock if it is this process's (a forked worker must not remove its parent's)."""
+    lock = path / LOCK_FILE
+    try:
+        if json.loads(lock.read_bytes())["pid"] == os.getpid():
+            lock.unlink()
+    except (OSError, ValueError, KeyError):
+        pass
