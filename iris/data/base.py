@@ -1,0 +1,65 @@
+"""What every data set gives: captioned uint8 pictures. And where downloaded or rendered data is kept."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Data that cannot be read or found; the message is one sentence that names what was wrong and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture and what is said about it.
+
+    image: uint8 [H, W, 3], RGB. captions: one or more phrasings, the plainest first. label: the class in plain words.
+    key: a name of the picture that stays the same between runs and machines.
+    """
+
+    image: np.ndarray
+    captions: tuple[str, ...]
+    label: str
+    key: str
+
+
+@runtime_checkable
+class ImageDataset(Protocol):
+    """Captioned pictures of one size with random access; `skipped` counts what was left out, by reason."""
+
+    name: str
+    skipped: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def cache_dir() -> Path:
+    """The folder for fetched and rendered data: the environment variable IRIS_CACHE, or ~/.cache/iris. Not created here."""
+    chosen = os.environ.get("IRIS_CACHE", "")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "iris"
+
+
+def stable_hash(text: str, buckets: int) -> int:
+    """A bucket 0..buckets-1 for `text` that is the same on every machine and Python version (CRC-32, mixed).
+
+    CRC-32 is linear, so similar names would fall into related buckets; the multiplications break that up.
+    """
+    value = zlib.crc32(text.encode("utf-8"))
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        value = ((value ^ (value >> 16)) * multiplier) & 0xFFFFFFFF
+    return (value ^ (value >> 16)) % buckets
+
+
+def checked_index(index: int, length: int) -> int:
+    """`index` as 0..length-1 (negative ones count from the end); IndexError otherwise, so that `for x in dataset` ends."""
+    if not -length <= index < length:
+        raise IndexError(f"index is {index}; the data set has {length} items.")
+    return index % length
