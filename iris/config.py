@@ -78,8 +78,8 @@ class GeneratorConfig:
     prelude_blocks: int = 2
     core_layers: int = 4
     coda_blocks: int = 2
-    core_ffn: int = 1152
-    outer_ffn: int = 1152
+    core_ffn: int = 1088
+    outer_ffn: int = 544
     mean_iterations: int = 8
     mixer: str = "grfm"
     iteration_embedding: str = "sinusoid"
@@ -175,7 +175,7 @@ def _read(kind: type, data: Any, where: str) -> Any:
     return kind(**values)
 
 
-def _minilm(tokens: int = 32) -> TextConfig:
+def _minilm(tokens: int = 24) -> TextConfig:
     return TextConfig(encoder="minilm", dim=384, max_tokens=tokens)
 
 
@@ -192,14 +192,14 @@ PRESETS: dict[str, IRISConfig] = {
     "micro": IRISConfig(
         name="micro",
         autoencoder=AutoencoderConfig(image_size=64, downsample=8, haar_levels=2, encoder_channels=(128, 192), decoder_channels=(160, 256)),
-        generator=GeneratorConfig(latent_size=8, dim=256, head_dim=32, text_dim=384, text_tokens=32, text_adapter=True, core_layers=2,
+        generator=GeneratorConfig(latent_size=8, dim=256, head_dim=32, text_dim=384, text_tokens=24, text_adapter=True, core_layers=2,
                                   core_ffn=768, outer_ffn=512, mean_iterations=4),
         text=_minilm(),
     ),
     # The specification's three, with CLIP-L/14 text states.
-    "tiny": IRISConfig(name="tiny", generator=GeneratorConfig(dim=384, head_dim=48, core_ffn=1152, outer_ffn=1152)),
-    "small": IRISConfig(name="small", generator=GeneratorConfig(dim=640, head_dim=64, core_ffn=1920, outer_ffn=1920)),
-    "base": IRISConfig(name="base", generator=GeneratorConfig(dim=1088, head_dim=68, core_ffn=3264, outer_ffn=3264)),
+    "tiny": IRISConfig(name="tiny", generator=GeneratorConfig(dim=384, head_dim=48, core_ffn=1088, outer_ffn=544)),
+    "small": IRISConfig(name="small", generator=GeneratorConfig(dim=640, head_dim=64, core_ffn=1600, outer_ffn=640)),
+    "base": IRISConfig(name="base", generator=GeneratorConfig(dim=1024, head_dim=64, core_ffn=4224, outer_ffn=1728)),
 }
 
 

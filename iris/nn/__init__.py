@@ -1,0 +1,1 @@
+"""The network, one mechanism a file. Imports torch and `iris.config` only."""

@@ -1,0 +1,127 @@
+"""WaveletVAE: Haar wavelets in front of a small convolutional autoencoder (LiteVAE, 2405.14477; SnapGen, 2412.09619).
+
+image [B, 3, H, W] -> Haar packets -> encoder -> latents [B, C, H/f, W/f] -> decoder -> Haar packets -> image. The wavelet
+levels are exact and free, so the convolutions run on small grids only. Latents leave `encode` with zero mean and unit
+variance per channel (statistics stored with the weights); `decode` takes them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iris.config import AutoencoderConfig
+from iris.nn.haar import haar_packets, inverse_haar_packets
+
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over raw latents: `mean` and `logvar`, each [B, C, h, w]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + exp(logvar / 2) * noise."""
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+    def kl(self) -> Tensor:
+        """KL divergence to the standard normal in nats per latent value, [B]."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).flatten(1).mean(1)
+
+
+class SeparableBlock(nn.Module):
+    """Residual block: depthwise 3x3, group norm, then two pointwise convolutions with a SiLU between."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm = nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
+        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.contract = nn.Conv2d(2 * channels, channels, 1)
+        nn.init.zeros_(self.contract.weight)
+        nn.init.zeros_(self.contract.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.contract(F.silu(self.expand(self.norm(self.depthwise(x)))))
+
+
+def _stage(channels: int, blocks: int) -> list[nn.Module]:
+    return [SeparableBlock(channels) for _ in range(blocks)]
+
+
+def _encoder(config: AutoencoderConfig, bands: int) -> nn.Sequential:
+    widths = config.encoder_channels
+    layers: list[nn.Module] = [nn.Conv2d(bands, widths[0], 3, padding=1), *_stage(widths[0], config.blocks)]
+    for narrow, wide in zip(widths, widths[1:], strict=False):
+        layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * narrow, wide, 1), *_stage(wide, config.blocks)]
+    return nn.Sequential(*layers, nn.GroupNorm(1, widths[-1]), nn.Conv2d(widths[-1], 2 * config.latent_channels, 1))
+
+
+def _decoder(config: AutoencoderConfig, bands: int) -> nn.Sequential:
+    widths = config.decoder_channels[::-1]
+    layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), *_stage(widths[0], config.blocks)]
+    for wide, narrow in zip(widths, widths[1:], strict=False):
+        layers += [nn.Conv2d(wide, 4 * narrow, 1), nn.PixelShuffle(2), *_stage(narrow, config.blocks)]
+    return nn.Sequential(*layers, nn.GroupNorm(1, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], bands, 3, padding=1))
+
+
+class WaveletVAE(nn.Module):
+    """Images in [-1, 1] to unit-variance latents and back; any height and width that are multiples of `downsample`."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        bands = 3 * 4**config.haar_levels
+        # LL is 2^levels times a pixel average; bring it back to the range of a pixel. The other bands are small already.
+        scale = torch.ones(bands, 1, 1)
+        scale[:3] = 2.0**-config.haar_levels
+        self.register_buffer("band_scale", scale, persistent=False)
+        self.encoder = _encoder(config, bands)
+        self.decoder = _decoder(config, bands)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1, 1))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels, 1, 1))
+        self.to(memory_format=torch.channels_last)
+
+    def bands(self, images: Tensor) -> Tensor:
+        """Scaled Haar packets of images, [B, 3*4^levels, H/2^levels, W/2^levels]."""
+        factor = self.config.downsample
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
+            raise ValueError(f"images have shape {tuple(images.shape)}; use [B, 3, H, W] with sides that are multiples of {factor}.")
+        return haar_packets(images, self.config.haar_levels) * self.band_scale.to(images.dtype)
+
+    def posterior(self, images: Tensor) -> Posterior:
+        """Images [B, 3, H, W] -> the Gaussian over raw latents [B, C, H/f, W/f]."""
+        mean, logvar = self.encoder(self.bands(images).contiguous(memory_format=torch.channels_last)).chunk(2, dim=1)
+        return Posterior(mean, logvar.clamp(*LOG_VARIANCE_RANGE))
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        """Raw latents -> images, unclamped."""
+        bands = self.decoder(raw.contiguous(memory_format=torch.channels_last))
+        return inverse_haar_packets(bands / self.band_scale.to(bands.dtype), self.config.haar_levels)
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
+        """Reconstruction through a latent sampled with `noise` [B, C, h, w], and the posterior: one training pass."""
+        posterior = self.posterior(images)
+        return self.decode_raw(posterior.sample(noise)), posterior
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images -> latents of zero mean and unit variance per channel (the posterior's mean)."""
+        return (self.posterior(images).mean - self.latent_mean) / self.latent_std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The inverse of `encode`: latents [B, C, h, w] -> images [B, 3, h*f, w*f], unclamped."""
+        return self.decode_raw(latents * self.latent_std + self.latent_mean)
+
+    @torch.no_grad()
+    def calibrate(self, mean: Tensor, std: Tensor) -> None:
+        """Store the per-channel mean and standard deviation [C] of raw latents over the training data."""
+        if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise ValueError("latent statistics must be finite and the standard deviations positive.")
+        self.latent_mean.copy_(mean.view(-1, 1, 1))
+        self.latent_std.copy_(std.view(-1, 1, 1))

@@ -1,0 +1,224 @@
+"""The generator: Prelude -> (adapter -> shared Core) x num_iterations -> Coda, a velocity network (Huginn, 2502.05171).
+
+Tokens are [B, h, w, dim]. The prelude's output `e` is injected at every iteration, s <- norm(W [s, e]); then four layers
+of mixer, cross-attention and feed-forward refine s. Every residual sum is normalised without weights, which bounds the
+state at any depth and makes the pre-norm of the next sub-layer the identity: Huginn's sandwich at half its cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from iris.config import GeneratorConfig
+from iris.nn.attention import CrossAttention, LocalAttention
+from iris.nn.layers import ConvBlock, FeedForward, Modulation, ScalarEmbedding, grid_positions, modulate, normalize
+from iris.nn.mixer import MixerMaps, build_mixer
+
+INITIAL_STATE_STD = math.sqrt(2 / 5)  # Huginn's initial state
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """A prompt as the core reads it: keys and values per core layer, the key mask [B, 1, 1, L] and a pooled vector [B, dim]."""
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    mask: Tensor | None
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class CoreState:
+    """The core after `iteration` turns (from 1): tokens [B, h, w, dim] and, when recorded, what each GRFM layer did."""
+
+    iteration: int
+    tokens: Tensor
+    maps: tuple[MixerMaps, ...] | None = None
+
+
+def relative_change(new: Tensor, old: Tensor) -> Tensor:
+    """Mean over tokens of ||new - old|| / ||new||, [B]: how far one iteration moved the state."""
+    return ((new - old).norm(dim=-1) / new.norm(dim=-1).clamp_min(1e-12)).flatten(1).mean(1)
+
+
+class TextAdapter(nn.Module):
+    """Trainable layer over frozen text states: positions of its own, one block of self-attention and feed-forward.
+
+    Sentence encoders bind attributes weakly ("red circle, blue square"); this is where the order of words is read again.
+    """
+
+    def __init__(self, dim: int, tokens: int, heads: int = 6) -> None:
+        super().__init__()
+        self.heads = heads
+        self.input = nn.Linear(dim, dim)
+        self.position = nn.Parameter(torch.randn(tokens, dim) * 0.5)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.ffn = FeedForward(dim, 2 * dim)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.input(normalize(states)) + self.position[: states.shape[1]]
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(normalize(x)).chunk(3, -1))
+        key_mask = None if mask is None else mask[:, None, None]
+        read = nn.functional.scaled_dot_product_attention(normalize(query), normalize(key), value, attn_mask=key_mask)
+        x = x + self.out(read.transpose(1, 2).flatten(2))
+        return x + self.ffn(normalize(x))
+
+
+class CoreLayer(nn.Module):
+    """Mixer, cross-attention and feed-forward; adaLN-Zero on the first and last, a norm on every residual sum."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.modulation = Modulation(config.dim, 6)
+        self.mixer = build_mixer(config)
+        self.cross = CrossAttention(config.dim, config.text_dim, config.num_heads)
+        self.ffn = FeedForward(config.dim, config.core_ffn)
+
+    def forward(self, x: Tensor, condition: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None,
+                record: bool) -> tuple[Tensor, MixerMaps | None]:
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(condition)
+        mixed, maps = self.mixer(modulate(x, shift, scale), record)
+        x = normalize(torch.addcmul(x, gate, mixed))
+        x = normalize(x + self.cross(x, keys_values, mask))
+        return normalize(torch.addcmul(x, ffn_gate, self.ffn(modulate(x, ffn_shift, ffn_scale)))), maps
+
+
+class Core(nn.Module):
+    """The shared weights of the depth axis: adapter, layers and the embedding of the iteration number."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.adapter = nn.Linear(2 * config.dim, config.dim, bias=False)
+        with torch.no_grad():  # starts as an even blend of state and input; both are unit-variance
+            self.adapter.weight.copy_(torch.eye(config.dim).repeat(1, 2) * 0.5**0.5)
+        self.layers = nn.ModuleList(CoreLayer(config) for _ in range(config.core_layers))
+        self.iteration = ScalarEmbedding(config.dim) if config.iteration_embedding == "sinusoid" else None
+
+    def forward(self, state: Tensor, injected: Tensor, condition: Tensor, context: TextContext, iteration: int,
+                record: bool = False) -> CoreState:
+        """One iteration: state and injected input [B, h, w, dim], condition [B, dim] -> the next CoreState."""
+        if self.iteration is not None:
+            condition = condition + self.iteration(torch.full((1,), float(iteration), device=state.device))
+        x = normalize(self.adapter(torch.cat([state, injected], dim=-1)))
+        maps = []
+        for layer, keys_values in zip(self.layers, context.keys_values, strict=True):
+            x, layer_maps = layer(x, condition, keys_values, context.mask, record)
+            maps.append(layer_maps)
+        return CoreState(iteration, x, tuple(maps) if record and maps[0] is not None else None)
+
+
+class CodaBlock(nn.Module):
+    """Local attention and feed-forward with adaLN-Zero (DiT, 2212.09748)."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.modulation = Modulation(config.dim, 6)
+        self.attention = LocalAttention(config.dim, config.num_heads, config.window, config.halo)
+        self.ffn = FeedForward(config.dim, config.outer_ffn)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(condition)
+        x = torch.addcmul(x, gate, self.attention(modulate(normalize(x), shift, scale)))
+        return torch.addcmul(x, ffn_gate, self.ffn(modulate(normalize(x), ffn_shift, ffn_scale)))
+
+
+class Generator(nn.Module):
+    """Velocity network v(z_t, t, text): latents [B, C, h, w] -> velocity of the same shape (see `iris.flow`)."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.input = nn.Conv2d(config.latent_channels, dim, 3, padding=1)
+        self.time = ScalarEmbedding(dim)
+        self.text_adapter = TextAdapter(config.text_dim, config.text_tokens) if config.text_adapter else None
+        self.null_text = nn.Parameter(torch.randn(config.text_dim) * 0.02)
+        self.pooled = nn.Linear(config.text_dim, dim)
+        self.prelude = nn.ModuleList(ConvBlock(dim, config.outer_ffn) for _ in range(config.prelude_blocks))
+        self.core = Core(config)
+        self.coda = nn.ModuleList(CodaBlock(config) for _ in range(config.coda_blocks))
+        self.final_modulation = Modulation(dim, 2)
+        self.output = nn.Linear(dim, config.latent_channels)
+        for layer in (self.output, self.pooled):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def condition(self, text_tokens: Tensor, text_mask: Tensor | None = None, drop_text: Tensor | None = None) -> TextContext:
+        """Text states [B, L, text_dim] (mask: True = counts; None = all count) -> what every iteration and step reuses.
+
+        Where `drop_text` [B] is True the learned null caption stands instead: all positions hold the same vector, so
+        the mask has no effect there and training and guidance see the same null.
+        """
+        width = self.config.text_dim
+        if text_tokens.ndim != 3 or text_tokens.shape[-1] != width or text_tokens.shape[1] > self.config.text_tokens:
+            raise ValueError(f"text_tokens have shape {tuple(text_tokens.shape)}; "
+                             f"this generator reads [B, up to {self.config.text_tokens}, {width}].")
+        text = text_tokens if self.text_adapter is None else self.text_adapter(text_tokens, text_mask)
+        if drop_text is not None:
+            text = torch.where(drop_text[:, None, None], self.null_text.to(text.dtype), text)
+        return self._context(text, text_mask)
+
+    def null_context(self, batch: int, length: int = 1) -> TextContext:
+        """The context of the learned null caption for `batch` samples."""
+        return self._context(self.null_text.expand(batch, length, -1), None)
+
+    def _context(self, text: Tensor, mask: Tensor | None) -> TextContext:
+        keys_values = tuple(layer.cross.keys_values(text) for layer in self.core.layers)
+        weights = torch.ones_like(text[..., :1]) if mask is None else mask[..., None].to(text.dtype)
+        pooled = (text * weights).sum(1) / weights.sum(1).clamp_min(1)
+        return TextContext(keys_values, None if mask is None else mask[:, None, None], self.pooled(pooled))
+
+    def embed(self, z_t: Tensor, t: Tensor, context: TextContext) -> tuple[Tensor, Tensor]:
+        """The prelude: injected tokens [B, h, w, dim] and the condition [B, dim] of this time and prompt."""
+        condition = self.time(t * 1000.0) + context.pooled
+        x = self.input(z_t).permute(0, 2, 3, 1)
+        x = x + grid_positions(*x.shape[1:], self.config.latent_size).to(x)
+        for block in self.prelude:
+            x = block(x, condition)
+        return normalize(x), condition
+
+    def iterate(self, z_t: Tensor, t: Tensor, context: TextContext, num_iterations: int, state: Tensor | None = None,
+                record: bool = False, grad_iterations: int | None = None) -> Iterator[CoreState]:
+        """Yield the core's state after each of `num_iterations` iterations: the depth axis, open for inspection.
+
+        `state` is the state to start from (zeros by default); with `grad_iterations` = k only the last k iterations
+        keep a graph (truncated backpropagation).
+        """
+        injected, condition = self.embed(z_t, t, context)
+        tokens = torch.zeros_like(injected) if state is None else state.to(injected)
+        without_grad = num_iterations - (num_iterations if grad_iterations is None else grad_iterations)
+        for iteration in range(1, num_iterations + 1):
+            keep_graph = torch.is_grad_enabled() and iteration > without_grad
+            with torch.set_grad_enabled(keep_graph):
+                current = self.core(tokens, injected, condition, context, iteration, record)
+            yield current
+            tokens = current.tokens
+
+    def readout(self, tokens: Tensor, t: Tensor, context: TextContext) -> Tensor:
+        """The coda: core state [B, h, w, dim] -> velocity [B, C, h, w]."""
+        condition = self.time(t * 1000.0) + context.pooled
+        for block in self.coda:
+            tokens = block(tokens, condition)
+        shift, scale = self.final_modulation(condition)
+        return self.output(modulate(normalize(tokens), shift, scale)).permute(0, 3, 1, 2)
+
+    def forward(self, z_t: Tensor, t: Tensor, text_tokens: Tensor, num_iterations: int | None = None, text_mask: Tensor | None = None,
+                drop_text: Tensor | None = None, grad_iterations: int | None = None, state: Tensor | None = None) -> Tensor:
+        """Velocity at z_t [B, C, h, w], t [B] in [0, 1], given text states [B, L, text_dim]; depth as configured by default."""
+        depth = self.config.mean_iterations if num_iterations is None else num_iterations
+        if depth < 1:
+            raise ValueError(f"num_iterations is {depth}; use 1 or more.")
+        context = self.condition(text_tokens, text_mask, drop_text)
+        for current in self.iterate(z_t, t, context, depth, state, grad_iterations=grad_iterations):
+            last = current
+        return self.readout(last.tokens, t, context)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of weights in a module."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,42 @@
+"""The spatial path of GRFM: a Manhattan-distance decay per head (RMT, 2309.11523), learnable and exact.
+
+gamma^(|dr| + |dc|) = gamma^|dr| * gamma^|dc|, so the dense [N, N] filter is two small one-dimensional products:
+O(N (h + w)) and no window. Free of content it is a learned blur; GRFM multiplies it by a gate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ManhattanDecay(nn.Module):
+    """Normalised decay filter on [B, h, w, dim]; gamma per head starts at RMT's 1 - 2^(-2 - 6 k / heads), k = 0 .. heads-1."""
+
+    def __init__(self, heads: int, decay_range: float = 6.0) -> None:
+        super().__init__()
+        gamma = 1 - 2 ** (-2 - decay_range * torch.arange(heads) / heads)
+        self.logit = nn.Parameter(torch.logit(gamma))
+
+    def decay(self) -> Tensor:
+        """gamma per head, in (0, 1)."""
+        return self.logit.float().sigmoid()
+
+    def radii(self) -> Tensor:
+        """Distance in tokens at which each head has decayed to 1/e."""
+        return -1.0 / self.decay().detach().log()
+
+    def axis_filter(self, length: int) -> Tensor:
+        """[heads, length, length]: gamma^|i-j|, each row divided by its sum."""
+        position = torch.arange(length, device=self.logit.device)
+        distance = (position[:, None] - position[None]).abs().float()
+        weights = torch.exp(distance * nn.functional.logsigmoid(self.logit.float())[:, None, None])
+        return weights / weights.sum(-1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, dim = x.shape
+        heads = len(self.logit)
+        rows, columns = (self.axis_filter(length).to(x.dtype) for length in (height, width))
+        by_head = x.view(batch, height, width, heads, -1).permute(0, 3, 1, 2, 4)  # [B, heads, h, w, c]
+        mixed = (rows[:, :] @ by_head.flatten(3)).unflatten(3, (width, -1))
+        return (columns[:, None] @ mixed).permute(0, 2, 3, 1, 4).reshape(batch, height, width, dim)

@@ -1,0 +1,16 @@
+"""Every random draw of the project comes from a generator named by numbers: (seed, purpose, step, ...).
+
+Nothing reads the global random state, so a resumed run, another number of processes or another batch size draws the
+same values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def rng_for(*numbers: int) -> torch.Generator:
+    """A CPU generator determined by non-negative integers alone; different tuples give independent streams."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
