@@ -23,8 +23,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 ARCHITECTURE_PACKAGE = "efficientnet_lite_pytorch"
 MIN_IMAGE_SIZE = 32
 _POOLED_SIZE = 224
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+# The lite models were trained on (x - 127) / 128 of 8-bit pixels, unlike the other EfficientNets: with ImageNet's mean
+# and deviation the first layer's output has 4.5 times the variance that its batch norm remembers, with this 0.9 times.
+_SCALE, _SHIFT = 127.5 / 128, 0.5 / 128
 
 
 class FeatureError(ValueError):
@@ -55,7 +56,7 @@ RELEASES = {
 class FeatureNet(nn.Module):
     """A frozen EfficientNet-lite without its classifier. Always in eval mode; gradients flow to the images.
 
-    Images are RGB in [-1, 1], [B, 3, H, W], H and W >= 32; ImageNet's normalisation happens inside. The last block of
+    Images are RGB in [-1, 1], [B, 3, H, W], H and W >= 32; the network's own normalisation happens inside. The last block of
     each resolution gives a stage: strides 2, 4, 8, 16, 32 with 16, 24, 40, 112, 320 channels, before any activation.
     """
 
@@ -69,10 +70,6 @@ class FeatureNet(nn.Module):
         self.stem = nn.Sequential(fuse_conv_bn_eval(network._conv_stem, network._bn0), nn.ReLU6())
         self.levels = nn.ModuleList(_levels(network._blocks))
         self.head = nn.Sequential(fuse_conv_bn_eval(network._conv_head, network._bn1), nn.ReLU6())
-        # (x/2 + 1/2 - mean) / std as one scale and one shift
-        mean, std = torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), torch.tensor(_IMAGENET_STD).view(3, 1, 1)
-        self.register_buffer("scale", 0.5 / std, persistent=False)
-        self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
         self.requires_grad_(False)
         super().train(False)
 
@@ -89,7 +86,7 @@ class FeatureNet(nn.Module):
         _check_images(images)
         if not 1 <= count <= len(self.strides):
             raise FeatureError(f"count is {count}; use 1 to {len(self.strides)}.")
-        x = self.stem(images * self.scale + self.shift)
+        x = self.stem(images * _SCALE + _SHIFT)
         maps = []
         for level in self.levels[:count]:
             x = level(x)
