@@ -1,0 +1,290 @@
+"""Prompt to image: the one object that a notebook, the demo and a script hold.
+
+prompt -> text encoder -> Generator.condition -> sampler (a velocity field and noise by seed) -> WaveletVAE.decode -> PIL.
+The pipeline is immutable while it generates: every call carries its own parameters.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from iris.checkpoint import CheckpointError, load_module, read_checkpoint, resolve_folder, write_checkpoint
+from iris.config import IRISConfig
+from iris.flow import timestep_schedule
+from iris.nn.autoencoder import WaveletVAE
+from iris.nn.generator import Generator, TextContext
+from iris.sampling import SAMPLERS, GuidedVelocity, SamplingError, initial_noise, last_step
+from iris.text import PromptError, TextEncoder, clean_prompt, load_text_encoder
+
+MAX_SEED = 2**31 - 1
+LIMITS = {"num_steps": (1, 100), "num_iterations": (1, 64), "guidance_scale": (0.0, 20.0), "num_images": (1, 16)}
+MAX_PICTURES = 64  # prompts times images in one call
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a call without arguments uses; stored with the weights."""
+
+    num_steps: int = 16
+    num_iterations: int = 8
+    guidance_scale: float = 3.0
+    sampler: str = "euler"
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """Pictures and all it takes to make them again. `iterations[i]` lists the core iterations of picture i at every step."""
+
+    images: list[Image.Image]
+    prompts: list[str]
+    seeds: list[int]
+    iterations: list[list[int]]
+    seconds: float
+    parameters: dict[str, Any]
+    latents: Tensor = field(repr=False)
+
+    def parameters_of(self, index: int) -> dict[str, Any]:
+        """Prompt, seed and settings of one picture, as they are written into a PNG."""
+        return {"prompt": self.prompts[index], "seed": self.seeds[index], **self.parameters}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Decoded pictures after a solver step; the last one carries the `result`."""
+
+    step: int
+    num_steps: int
+    images: list[Image.Image]
+    iterations: list[list[int]]
+    seconds: float
+    result: GeneratedImages | None = None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A checked call: one entry a picture."""
+
+    prompts: list[str]
+    negative_prompt: str | None
+    seeds: list[int]
+    num_steps: int
+    num_iterations: int | str
+    guidance_scale: float
+    sampler: str
+
+
+def _number(name: str, value: object, kind: type) -> Any:
+    """`value` as int or float within its limits, or a SamplingError that says what is allowed."""
+    low, high = LIMITS[name]
+    whole = isinstance(value, (int, np.integer)) or (isinstance(value, float) and kind is int and value.is_integer())
+    fits = not isinstance(value, bool) and (whole or (kind is float and isinstance(value, (float, np.floating))))
+    if not fits or not low <= value <= high:
+        raise SamplingError(f"{name} is {value!r}; use {'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}.")
+    return kind(value)
+
+
+def _seed(value: object) -> int:
+    whole = isinstance(value, (int, np.integer)) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or not 0 <= value <= MAX_SEED:
+        raise SamplingError(f"seed is {value!r}; use a whole number from 0 to {MAX_SEED}.")
+    return int(value)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """[B, 3, H, W] in [-1, 1] -> PIL pictures: round((x + 1) * 127.5), clamped."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+def from_pil(images: Sequence[Image.Image]) -> Tensor:
+    """PIL pictures of one size -> [B, 3, H, W] in [-1, 1]; the inverse of `to_pil`."""
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class IRISPipeline:
+    """A trained IRIS model with its text encoder: `pipe("red apple", seed=7).images[0]`."""
+
+    def __init__(self, config: IRISConfig, autoencoder: WaveletVAE, generator: Generator, text_encoder: TextEncoder,
+                 defaults: SamplingDefaults | None = None, metadata: dict[str, Any] | None = None) -> None:
+        self.config = config
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.generator = generator.eval().requires_grad_(False)
+        self.text_encoder = text_encoder
+        self.defaults = defaults or SamplingDefaults()
+        self.metadata = metadata or {}
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.config.autoencoder.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.generator.parameters()).device
+
+    def to(self, device: torch.device | str) -> IRISPipeline:
+        """Move every part; returns the pipeline."""
+        self.autoencoder.to(device)
+        self.generator.to(device)
+        self.text_encoder = self.text_encoder.to(device)
+        return self
+
+    # --- generating ------------------------------------------------------------------------------------------------
+
+    def __call__(self, prompt: str | Sequence[str], negative_prompt: str | None = None, num_steps: int | None = None,
+                 num_iterations: int | str | None = None, guidance_scale: float | None = None,
+                 seed: int | Sequence[int] | None = None, num_images: int = 1, sampler: str | None = None) -> GeneratedImages:
+        """Pictures for one prompt or a list of them (`num_images` each); arguments left out are the model's defaults.
+
+        seed: one number (image k of a prompt takes seed + k), one a picture, or None for random ones, which the result
+        names. num_iterations: 1 to 64 or "auto". Raises PromptError or SamplingError with one sentence.
+        """
+        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler)
+        started = time.monotonic()
+        with torch.inference_mode():
+            velocity, steps = self._start(request)
+            latents = last_step(steps).latents
+            return self._result(request, latents, velocity, time.monotonic() - started)
+
+    def stream(self, prompt: str | Sequence[str], negative_prompt: str | None = None, num_steps: int | None = None,
+               num_iterations: int | str | None = None, guidance_scale: float | None = None,
+               seed: int | Sequence[int] | None = None, num_images: int = 1, sampler: str | None = None) -> Iterator[Preview]:
+        """As calling the pipeline, but yields decoded pictures after every step; closing the iterator stops the work."""
+        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler)
+        started = time.monotonic()
+        with torch.inference_mode():
+            velocity, steps = self._start(request)
+        while True:
+            with torch.inference_mode():  # entered anew each step: the mode must not leak to whoever iterates
+                step = next(steps, None)
+                if step is None:
+                    return
+                seconds = time.monotonic() - started
+                final = step.index == step.num_steps
+                result = self._result(request, step.latents, velocity, seconds) if final else None
+                images = result.images if result is not None else to_pil(self.autoencoder.decode(step.data))
+            yield Preview(step.index, step.num_steps, images, _spent(velocity), seconds, result)
+
+    def _request(self, prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler) -> _Request:
+        prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, (list, tuple)) else list(prompt)
+        count = _number("num_images", num_images, int)
+        if not prompts or len(prompts) * count > MAX_PICTURES:
+            raise PromptError(f"{len(prompts)} prompts of {count} pictures were asked for; use 1 to {MAX_PICTURES} pictures in one call.")
+        prompts = [clean_prompt(text) for text in prompts for _ in range(count)]
+        depth = self.defaults.num_iterations if num_iterations is None else num_iterations
+        name = self.defaults.sampler if sampler is None else sampler
+        if name not in SAMPLERS:
+            raise SamplingError(f"sampler is {name!r}; use one of {', '.join(SAMPLERS)}.")
+        return _Request(
+            prompts, clean_prompt(negative_prompt) if negative_prompt else None, self._seeds(seed, len(prompts), count),
+            _number("num_steps", self.defaults.num_steps if num_steps is None else num_steps, int),
+            "auto" if depth == "auto" else _number("num_iterations", depth, int),
+            _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float), name)
+
+    @staticmethod
+    def _seeds(seed: object, pictures: int, per_prompt: int) -> list[int]:
+        if seed is None:
+            return [secrets.randbelow(MAX_SEED + 1) for _ in range(pictures)]
+        if isinstance(seed, (list, tuple)):
+            if len(seed) != pictures:
+                raise SamplingError(f"{len(seed)} seeds were given for {pictures} pictures; give one a picture, or a single one.")
+            return [_seed(value) for value in seed]
+        first = _seed(seed)
+        return [(first + index % per_prompt) % (MAX_SEED + 1) for index in range(pictures)]
+
+    def contexts(self, prompts: list[str], negative_prompt: str | None = None) -> tuple[TextContext, TextContext]:
+        """The context of the prompts and the one guidance steers away from: the null caption, or a negative prompt."""
+        def encode(texts: list[str]) -> TextContext:
+            condition = self.text_encoder.encode(texts).to(self.device)
+            return self.generator.condition(condition.tokens, condition.mask)
+
+        away = self.generator.null_context(len(prompts)) if negative_prompt is None else encode([negative_prompt] * len(prompts))
+        return encode(prompts), away
+
+    def _start(self, request: _Request) -> tuple[GuidedVelocity, Iterator]:
+        context, away = self.contexts(request.prompts, request.negative_prompt)
+        velocity = GuidedVelocity(self.generator, context, away, request.guidance_scale, request.num_iterations)
+        size = self.config.autoencoder.latent_size
+        noise = initial_noise(request.seeds, (self.config.autoencoder.latent_channels, size, size), self.device)
+        return velocity, SAMPLERS[request.sampler](velocity, noise, timestep_schedule(request.num_steps), request.seeds)
+
+    def _result(self, request: _Request, latents: Tensor, velocity: GuidedVelocity, seconds: float) -> GeneratedImages:
+        parameters = {"num_steps": request.num_steps, "num_iterations": request.num_iterations, "guidance_scale": request.guidance_scale,
+                      "sampler": request.sampler, "negative_prompt": request.negative_prompt or "", "model": self.config.name,
+                      "model_hash": self.metadata.get("hash", "")}
+        return GeneratedImages(self.decode(latents), request.prompts, request.seeds, _spent(velocity), seconds, parameters, latents)
+
+    # --- images and latents ----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+        """PIL pictures of one size (sides multiples of the downsampling factor) -> latents [B, C, h, w]."""
+        pictures = [images] if isinstance(images, Image.Image) else list(images)
+        return self.autoencoder.encode(from_pil(pictures).to(self.device))
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Latents [B, C, h, w] -> PIL pictures."""
+        return to_pil(self.autoencoder.decode(latents.to(self.device)))
+
+    # --- storing ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, device: torch.device | str | None = None) -> IRISPipeline:
+        """Load a folder or a hub id. Only safetensors and JSON are read, and every file's sha256 is checked."""
+        folder = resolve_folder(name_or_path)
+        stored = read_checkpoint(folder)
+        if set(stored.tensors) != {"autoencoder", "generator"}:
+            raise CheckpointError(f"{folder} holds {', '.join(sorted(stored.tensors)) or 'nothing'}; a pipeline needs an autoencoder and a generator.")
+        config = IRISConfig.from_dict(stored.config)
+        autoencoder, generator = WaveletVAE(config.autoencoder), Generator(config.generator)
+        load_module(autoencoder, stored.tensors["autoencoder"])
+        load_module(generator, stored.tensors["generator"])
+        defaults = SamplingDefaults(**stored.metadata.get("defaults", {}))
+        pipeline = cls(config, autoencoder, generator, load_text_encoder(config.text), defaults, {**stored.metadata, "hash": manifest_hash(folder)})
+        return pipeline.to(device) if device is not None else pipeline
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> Path:
+        """Write config.json, safetensors shards below 10 MB and a sha256 manifest, atomically; returns the folder."""
+        metadata = {key: value for key, value in self.metadata.items() if key != "hash"} | {"defaults": asdict(self.defaults)}
+        return write_checkpoint(Path(folder), self.config.to_dict(), state_dicts(autoencoder=self.autoencoder, generator=self.generator),
+                                metadata, dtype=dtype)
+
+    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
+        """Upload to the hub (a login is needed); returns the address of the commit."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            return str(api.upload_folder(repo_id=repo_id, folder_path=str(self.save_pretrained(Path(folder) / "model"))))
+
+
+def state_dicts(**modules: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """part -> state dict, as checkpoints take them."""
+    return {part: dict(module.state_dict()) for part, module in modules.items()}
+
+
+def manifest_hash(folder: Path) -> str:
+    """Twelve hex digits that name the exact weights and config of a checkpoint folder."""
+    import hashlib
+
+    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()[:12]
+
+
+def _spent(velocity: GuidedVelocity) -> list[list[int]]:
+    """iterations[picture][step], from the field's record of calls."""
+    return torch.stack(velocity.spent).T.tolist()

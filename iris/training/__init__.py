@@ -1,0 +1,1 @@
+"""Training: losses, cached latents, one loop, five stages."""

@@ -1,0 +1,83 @@
+"""Encode a data set once: latents and text states, kept in memory and, when a folder is given, on disk.
+
+The generator then trains without the autoencoder and the text encoder, which would cost more than its own step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from iris.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from iris.data.base import Example, ImageDataset
+from iris.nn.autoencoder import WaveletVAE
+from iris.text import TextEncoder
+from iris.training.batches import LatentDataset, to_images
+
+Captions = Callable[[Example], tuple[str, ...]]
+
+
+def written_captions(example: Example) -> tuple[str, ...]:
+    """The captions that came with the picture."""
+    return example.captions
+
+
+def class_captions(example: Example) -> tuple[str, ...]:
+    """The class label written as a caption, so that stage 2 conditions the way stage 3 does."""
+    return (f"a photo of a {example.label}",)
+
+
+def encode_dataset(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDataset, captions: Captions = written_captions,
+                   folder: Path | None = None, batch_size: int = 64) -> LatentDataset:
+    """Latents and text states of every example; read back from `folder` when it holds those of the same data and weights."""
+    key = {"data": f"{dataset.name}:{len(dataset)}", "captions": captions.__name__, "text": repr(text_encoder.config),
+           "autoencoder": _digest(autoencoder)}
+    if folder is not None and (folder / "config.json").exists():
+        try:
+            stored = read_checkpoint(folder)
+            if stored.config == key:
+                return LatentDataset(**stored.tensors["dataset"])
+        except CheckpointError:
+            pass  # a damaged cache is made again
+    result = _encode(autoencoder, text_encoder, dataset, captions, batch_size)
+    if folder is not None:
+        tensors = {name: getattr(result, name) for name in ("latents", "tokens", "mask", "captions")}
+        write_checkpoint(folder, key, {"dataset": tensors}, shard_bytes=1 << 30)
+    return result
+
+
+def _digest(autoencoder: WaveletVAE) -> str:
+    digest = hashlib.sha256()
+    for tensor in autoencoder.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _encode(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDataset, captions: Captions, batch_size: int) -> LatentDataset:
+    device = next(autoencoder.parameters()).device
+    autoencoder.eval()
+    rows: dict[str, int] = {}
+    latents, caption_rows = [], []
+    for start in tqdm(range(0, len(dataset), batch_size), desc="encoding images", unit="batch"):
+        examples = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+        latents.append(autoencoder.encode(to_images(np.stack([example.image for example in examples])).to(device)).cpu())
+        caption_rows += [[rows.setdefault(caption, len(rows)) for caption in captions(example)] for example in examples]
+    width = max(map(len, caption_rows))
+    padded = torch.tensor([row + [-1] * (width - len(row)) for row in caption_rows])
+    tokens, masks = _encode_captions(text_encoder, list(rows))
+    return LatentDataset(torch.cat(latents), tokens, masks, padded)
+
+
+def _encode_captions(text_encoder: TextEncoder, captions: list[str], batch_size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, masks = [], []
+    for start in tqdm(range(0, len(captions), batch_size), desc="encoding captions", unit="batch"):
+        condition = text_encoder.encode(captions[start: start + batch_size])
+        tokens.append(condition.tokens.half().cpu())
+        masks.append(condition.mask.cpu())
+    return torch.cat(tokens), torch.cat(masks)

@@ -1,0 +1,284 @@
+"""The one training loop. It does not know what a loss means: a new stage is a new loss or new data.
+
+Every random draw depends on (seed, step) alone and the whole batch is drawn before it is shared among processes, so a
+resumed run and a run on another number of processes repeat the same arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
+
+from iris.checkpoint import latest_checkpoint, load_module, prune_checkpoints, step_folder, write_checkpoint
+from iris.config import ConfigError
+from iris.rng import rng_for
+from iris.runs import Run
+from iris.training.batches import each_tensor
+from iris.training.losses import T_BINS, LossOutput
+
+DRAW, HELD_OUT = 20, 21  # purposes of the random streams of a training seed
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
+OnLog = Callable[[Run, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how to train. `minutes` > 0 ends a run by the clock, with a checkpoint; it never changes a step."""
+
+    train_steps: int = 1000
+    minutes: float = 0.0
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay_share: float = 0.3
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "auto"
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 250
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("train_steps", "batch_size", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use 1 or more.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay is {self.ema_decay}; use 0 or more and less than 1.")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step`, which decides alone: linear warm-up, constant, then a cosine over the last `decay_share`."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        begin = self.train_steps * (1 - self.decay_share)
+        progress = min(max((step - begin) / max(self.train_steps - begin, 1), 0.0), 1.0)
+        return self.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * progress) if step > begin else 1.0)
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result of a step: everything but how long to run and how often to look."""
+        free = ("minutes", "log_every", "eval_every", "checkpoint_seconds")
+        return {name: value for name, value in self.__dict__.items() if name not in free}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The averaged module, the step reached, training seconds over all sessions, and whether `train_steps` was reached."""
+
+    module: nn.Module
+    step: int
+    seconds: float
+    finished: bool
+
+
+def accelerate_precision(precision: str) -> str:
+    """accelerate's name for a precision; "auto" is bf16 where the GPU computes in it (capability 8), fp16 on older ones."""
+    if precision == "auto":
+        if not torch.cuda.is_available():
+            return "no"
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    return "no" if precision in ("fp32", "fp64") else precision
+
+
+def ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Update rule for AveragedModel: decay min(decay, (1 + n) / (10 + n)), so a short run is not its own beginning."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        n = float(count)
+        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+class _Meters:
+    """Means since the last log: of the loss, of its named parts and of its groups."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+        self.groups: dict[str, dict[int, list[float]]] = {}
+
+    def add(self, output: LossOutput) -> None:
+        for name, value in {"loss": output.loss.detach(), **output.logs}.items():
+            self.values.setdefault(name, []).append(float(value))
+        for name, group in output.groups.items():
+            for key, value in zip(group.tolist(), output.per_sample.tolist(), strict=True):
+                self.groups.setdefault(name, {}).setdefault(key, []).append(value)
+
+    def row(self) -> dict[str, Any]:
+        row: dict[str, Any] = {name: sum(values) / len(values) for name, values in self.values.items()}
+        for name, group in self.groups.items():
+            means = {key: sum(values) / len(values) for key, values in sorted(group.items())}
+            row[f"loss_by_{name}"] = [means.get(index) for index in range(T_BINS)] if name == "t" else means
+        return row
+
+
+class _Session:
+    """One process's part of a fit: model, optimizer, average, and their way to and from a checkpoint."""
+
+    def __init__(self, module: nn.Module, train: TrainConfig, run: Run | None) -> None:
+        self.train, self.run = train, run
+        self.accelerator = Accelerator(mixed_precision=accelerate_precision(train.precision))
+        if train.precision == "fp64":
+            module = module.double()
+        self.module = module.to(self.accelerator.device).train()
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        decayed = [parameter for parameter in self.parameters if parameter.ndim > 1]
+        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.raw_optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = self.accelerator.prepare(self.raw_optimizer)
+        self.average = AveragedModel(self.module, multi_avg_fn=ema_update(train.ema_decay))
+        self.step, self.seconds, self.skipped = 0, 0.0, 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def restore(self) -> None:
+        """Continue from the newest good checkpoint, and drop the metrics that will be computed again."""
+        found = latest_checkpoint(self.run.checkpoint_path) if self.run is not None else None
+        if found is None:
+            return
+        self.step, self.seconds, self.skipped = (found.metadata[name] for name in ("step", "seconds", "skipped"))
+        load_module(self.module, found.tensors["module"])
+        load_module(self.average, found.tensors["average"])
+        state = self.raw_optimizer.state_dict()
+        for key, value in found.tensors["optimizer"].items():
+            index, name = key.split(".")
+            state["state"].setdefault(int(index), {})[name] = value
+        self.raw_optimizer.load_state_dict(state)
+        if self.accelerator.scaler is not None and found.metadata["scaler"]:
+            self.accelerator.scaler.load_state_dict(found.metadata["scaler"])
+        if self.is_main:
+            self.run.rewind(self.step)
+
+    def save(self) -> None:
+        """Write the state after `step` steps; the last two checkpoints are kept."""
+        if self.run is None or not self.is_main:
+            return
+        optimizer = {f"{index}.{name}": value for index, entry in self.raw_optimizer.state_dict()["state"].items() for name, value in entry.items()}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+        write_checkpoint(step_folder(self.run.checkpoint_path, self.step), {"recipe": self.train.recipe()},
+                         {"module": self.module.state_dict(), "average": self.average.state_dict(), "optimizer": optimizer},
+                         {"step": self.step, "seconds": self.seconds, "skipped": self.skipped, "scaler": scaler}, shard_bytes=1 << 30)
+        prune_checkpoints(self.run.checkpoint_path, keep=2)
+
+    def place(self, draw: Any) -> Any:
+        """This process's share of a global draw, on its device and in its precision."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        dtype = torch.float64 if self.train.precision == "fp64" else None
+
+        def share(tensor: Tensor) -> Tensor:
+            if len(tensor) % world:
+                raise ConfigError(f"batch_size is {len(tensor)}; use a multiple of the number of processes ({world}).")
+            piece = tensor.chunk(world)[rank] if world > 1 else tensor
+            return piece.to(self.accelerator.device, dtype if piece.is_floating_point() else None)
+
+        return each_tensor(draw, share)
+
+    def _mean_gradients(self) -> None:
+        """Average gradients over processes in one collective: no hooks, so iterations without a graph need no care."""
+        if self.accelerator.num_processes > 1:
+            gradients = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in self.parameters]
+            flat = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+            for parameter, piece in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+                parameter.grad = piece.view_as(parameter).clone()
+
+    def update(self, loss: Callable, draw: Any) -> tuple[LossOutput, float]:
+        """One optimizer step on a drawn batch; a step whose loss or gradient is not finite changes nothing."""
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = self.train.rate(self.step)
+        with self.accelerator.autocast():
+            output = loss(self.module, draw)
+        self.accelerator.backward(output.loss)
+        self._mean_gradients()
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.train.clip_norm))
+        if math.isfinite(norm) or self.accelerator.scaler is not None:  # the scaler skips such a step itself
+            self.optimizer.step()
+        if math.isfinite(norm):
+            self.average.update_parameters(self.module)
+        else:
+            self.skipped += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return output, norm
+
+
+def _make_draw(session: _Session, batches: Callable[[int], Any], loss: Any, step: int, purpose: int) -> Any:
+    if hasattr(loss, "at_step"):
+        loss.at_step(step)
+    return session.place(loss.draw(session.module, batches(step), rng_for(session.train.seed, purpose, step)))
+
+
+@torch.no_grad()
+def held_out_loss(session: _Session, batches: Callable[[int], Any], loss: Any, count: int = 4) -> float:
+    """Mean loss of the averaged module on `count` held-out batches with draws that are the same at every evaluation."""
+    module = session.average.module.eval()
+    step = session.step
+    outputs = [loss(module, _make_draw(session, batches, loss, index, HELD_OUT)).per_sample.mean() for index in range(count)]
+    if hasattr(loss, "at_step"):
+        loss.at_step(step)
+    return float(session.accelerator.gather(torch.stack(outputs).mean()[None]).mean())
+
+
+def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: TrainConfig, run: Run | None = None,
+        held_out: Callable[[int], Any] | None = None, on_log: OnLog | None = None) -> FitResult:
+    """Train `module` on `batches(step)` with `loss` until `train_steps` or `minutes`; continue if the run has a checkpoint.
+
+    Logs to run.metrics.jsonl: loss and its parts, by t-bin and by depth where the loss reports them, learning rate,
+    gradient norm, images a second, held-out loss of the averaged weights. Returns the averaged module.
+    """
+    session = _Session(module, train, run)
+    session.restore()
+    meters, started, saved = _Meters(), time.monotonic(), time.monotonic()
+    before, logged = session.seconds, (session.step, time.monotonic())
+    bar = tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, dynamic_ncols=True)
+    while session.step < train.train_steps and not _time_is_up(session, train):
+        output, norm = session.update(loss, _make_draw(session, batches, loss, session.step, DRAW))
+        session.seconds = before + time.monotonic() - started
+        meters.add(output)
+        bar.update()
+        due = session.step % train.log_every == 0 or session.step == train.train_steps
+        evaluate = held_out is not None and (session.step % train.eval_every == 0 or session.step == train.train_steps)
+        if due or evaluate:
+            speed = (session.step - logged[0]) * train.batch_size / max(time.monotonic() - logged[1], 1e-9)
+            row = {**meters.row(), "lr": train.rate(session.step - 1), "grad_norm": norm, "images_per_second": speed,
+                   "seconds": session.seconds, "skipped": session.skipped}
+            if evaluate:
+                row["held_out_loss"] = held_out_loss(session, held_out, loss)
+            bar.set_postfix(loss=f"{row['loss']:.4f}", images_s=f"{speed:.1f}")
+            meters, logged = _Meters(), (session.step, time.monotonic())
+            if run is not None and session.is_main:
+                row = run.log(session.step, **row)
+                if on_log is not None:
+                    on_log(run, row)
+        if time.monotonic() - saved > train.checkpoint_seconds:
+            session.save()
+            saved = time.monotonic()
+    bar.close()
+    if session.step > 0 and session.seconds > before:
+        session.save()
+    session.accelerator.wait_for_everyone()
+    averaged = session.average.module if session.step else session.module
+    return FitResult(averaged.eval(), session.step, session.seconds, session.step >= train.train_steps)
+
+
+def _time_is_up(session: _Session, train: TrainConfig) -> bool:
+    """Whether the clock has run out, decided by the first process for all."""
+    if train.minutes <= 0:
+        return False
+    up = torch.tensor([float(session.seconds >= train.minutes * 60)], device=session.accelerator.device)
+    if session.accelerator.num_processes > 1:
+        up = session.accelerator.gather(up)
+    return bool(up[0] > 0)

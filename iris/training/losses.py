@@ -1,0 +1,229 @@
+"""What a training step minimises. Each loss has two halves:
+
+`draw(batch, rng)` makes every random choice of a step for the whole (global) batch, and `loss(module, draw)` is then a
+deterministic function. So several processes can share one draw, a resumed run repeats it, and a test can hold it fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iris.config import ConfigError
+from iris.features import FeatureNet
+from iris.flow import interpolate, sample_timesteps, specification_weight, velocity_to_data
+from iris.nn.autoencoder import WaveletVAE
+from iris.nn.generator import INITIAL_STATE_STD, Generator
+from iris.nn.haar import BANDS, haar_dwt2
+from iris.training.batches import LatentBatch
+
+T_BINS = 8
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A scalar `loss` to minimise, its detached value per sample [B], named parts, and groups to report it by.
+
+    `groups` maps a name to an integer per sample: the loop logs the mean loss of each value ("by t-bin", "by depth").
+    """
+
+    loss: Tensor
+    per_sample: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, Tensor] = field(default_factory=dict)
+
+
+def sample_depth(rng: torch.Generator, mean_iterations: int, spread: float = 0.5) -> int:
+    """Random depth of a step: Poisson(rate) + 1 with rate ~ LogNormal(ln mean - spread^2 / 2, spread), at most 4 x mean.
+
+    Huginn (2502.05171, section 3.3); at mean 8 its 5, 50 and 95 % quantiles are 3, 8 and 19.
+    """
+    normal = torch.randn((), generator=rng)
+    rate = torch.exp(math.log(mean_iterations) - spread**2 / 2 + spread * normal)
+    return min(int(torch.poisson(rate, generator=rng)) + 1, 4 * mean_iterations)
+
+
+def t_bin(t: Tensor) -> Tensor:
+    """The index 0..7 of the eighth of [0, 1] that t lies in."""
+    return (t * T_BINS).long().clamp(0, T_BINS - 1)
+
+
+# --- stage 1 -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReconstructionDraw:
+    """Images [B, 3, H, W] and the posterior's noise [B, C, h, w]."""
+
+    images: Tensor
+    noise: Tensor
+
+
+class ReconstructionLoss:
+    """L1 on pixels + L1 per Haar band (high bands weighted up, since they are nearly zero) + KL + perceptual.
+
+    The perceptual term compares EfficientNet features; `features` None leaves it out.
+    """
+
+    BAND_WEIGHTS = (1.0, 2.0, 2.0, 3.0)
+
+    def __init__(self, features: FeatureNet | None, kl_weight: float = 1e-6, band_weight: float = 0.5, perceptual_weight: float = 0.1) -> None:
+        self.features = features
+        self.kl_weight, self.band_weight, self.perceptual_weight = kl_weight, band_weight, perceptual_weight
+
+    def draw(self, module: WaveletVAE, images: Tensor, rng: torch.Generator) -> ReconstructionDraw:
+        config = module.config
+        height, width = images.shape[2] // config.downsample, images.shape[3] // config.downsample
+        return ReconstructionDraw(images, torch.randn(len(images), config.latent_channels, height, width, generator=rng))
+
+    def __call__(self, module: nn.Module, draw: ReconstructionDraw) -> LossOutput:
+        output, posterior = module(draw.images, draw.noise)
+        pixel = (output - draw.images).abs().flatten(1).mean(1)
+        error = (haar_dwt2(output) - haar_dwt2(draw.images)).abs().unflatten(1, (4, 3)).flatten(2).mean(2)  # [B, 4]
+        kl = posterior.kl()
+        per_sample = pixel + self.kl_weight * kl + self.band_weight * (error * error.new_tensor(self.BAND_WEIGHTS)).sum(1)
+        logs = {"pixel": pixel.mean(), "kl": kl.mean()} | {f"band_{name.lower()}": error[:, i].mean() for i, name in enumerate(BANDS)}
+        if self.features is not None:
+            perceptual = self._perceptual(output, draw.images)
+            per_sample = per_sample + self.perceptual_weight * perceptual
+            logs["perceptual"] = perceptual.mean()
+        return LossOutput(per_sample.mean(), per_sample.detach(), {name: value.detach() for name, value in logs.items()})
+
+    def _perceptual(self, output: Tensor, images: Tensor) -> Tensor:
+        """Squared distance of channel-normalised features, averaged over stages (the form of LPIPS, 1801.03924, unweighted)."""
+        with torch.no_grad():
+            targets = self.features.stages(images)
+        distances = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).flatten(1).mean(1)
+                     for a, b in zip(self.features.stages(output), targets, strict=True)]
+        return torch.stack(distances).mean(0)
+
+
+# --- stages 2 to 4 -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FlowDraw:
+    """Everything a flow step needs: data, text, noise [B, C, h, w], t [B], `drop` [B], the core's initial state and depth."""
+
+    latents: Tensor
+    tokens: Tensor
+    mask: Tensor
+    noise: Tensor
+    t: Tensor
+    drop: Tensor
+    state: Tensor
+    depth: int
+
+
+class RectifiedFlowLoss:
+    """Unweighted velocity loss at logit-normal times (SD3, 2403.03206), random depth, caption dropout.
+
+    Only the last `grad_iterations` core iterations are differentiated. `weighting="specification"` multiplies by
+    t / (1 - t) as the specification writes it (see `flow.specification_weight`).
+    """
+
+    def __init__(self, logit_mean: float = 0.0, logit_std: float = 1.0, shift: float = 1.0, caption_dropout: float = 0.1,
+                 grad_iterations: int = 3, weighting: str = "none", random_depth: bool = True) -> None:
+        if weighting not in ("none", "specification"):
+            raise ConfigError(f"weighting is {weighting!r}; use 'none' or 'specification'.")
+        self.logit_mean, self.logit_std, self.shift = logit_mean, logit_std, shift
+        self.caption_dropout, self.grad_iterations = caption_dropout, grad_iterations
+        self.weighting, self.random_depth = weighting, random_depth
+
+    def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> FlowDraw:
+        count, _, height, width = batch.latents.shape
+        noise = torch.randn(batch.latents.shape, generator=rng)
+        t = sample_timesteps(count, rng, self.logit_mean, self.logit_std, self.shift)
+        drop = torch.rand(count, generator=rng) < self.caption_dropout
+        # A random share of Huginn's initial state, so that zeros (inference) lie within what was trained.
+        amplitude = torch.rand(count, 1, 1, 1, generator=rng) * INITIAL_STATE_STD
+        state = amplitude * torch.randn(count, height, width, module.config.dim, generator=rng)
+        mean = module.config.mean_iterations
+        depth = sample_depth(rng, mean) if self.random_depth else mean
+        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, state, depth)
+
+    def __call__(self, module: nn.Module, draw: FlowDraw) -> LossOutput:
+        path = interpolate(draw.latents, draw.noise, draw.t)
+        velocity = module(path.z_t, draw.t, draw.tokens, draw.depth, draw.mask, draw.drop, self.grad_iterations, draw.state)
+        per_sample = (velocity.float() - path.velocity).square().flatten(1).mean(1)
+        weight = specification_weight(draw.t) if self.weighting == "specification" else torch.ones_like(draw.t)
+        return LossOutput((weight * per_sample).mean(), per_sample.detach(), {},
+                          {"t": t_bin(draw.t), "depth": torch.full_like(draw.drop, draw.depth, dtype=torch.long)})
+
+
+# --- stage 5 -------------------------------------------------------------------------------------------------------
+
+
+def consistency_partner(t: Tensor, stage: int, q: float = 4.0, k: float = 8.0) -> Tensor:
+    """The earlier time r < t that easy consistency tuning (2406.14548, section 3.3) pairs with t.
+
+    In its noise levels sigma = t / (1 - t): r = sigma (1 - (1 + k sigmoid(-sigma)) / q^(stage+1)), clamped at 0, mapped
+    back by sigma / (1 + sigma). As `stage` grows r comes closer to t.
+    """
+    sigma = t / (1 - t).clamp_min(1e-4)
+    partner = sigma * (1 - (1 + k * torch.sigmoid(-sigma)) / q ** (stage + 1))
+    partner = partner.clamp_min(0.0)
+    return partner / (1 + partner)
+
+
+@dataclass(frozen=True)
+class ConsistencyDraw(FlowDraw):
+    """A flow draw and the partner times r [B] < t."""
+
+    r: Tensor
+
+
+class ConsistencyLoss(RectifiedFlowLoss):
+    """Consistency distillation in rectified-flow coordinates: f(z, t) = z - t v(z, t), for which f(z, 0) = z by itself.
+
+    z_r is one guided Euler step of the teacher from z_t; the student's f at t is pulled to its own stop-gradient f at r
+    (same depth, same initial state), by the pseudo-Huber distance sqrt(|x|^2 + c^2) - c with c = 0.00054 sqrt(D) (iCT,
+    2310.14189). Guidance is inside the student, so it needs no null pass.
+    """
+
+    def __init__(self, teacher: Generator, guidance_scale: float, stages: int = 4, steps_per_stage: int = 1000, **options) -> None:
+        super().__init__(caption_dropout=0.0, **options)
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.guidance_scale, self.stages, self.steps_per_stage = guidance_scale, stages, steps_per_stage
+
+    def at_step(self, step: int) -> None:
+        """Called by the loop before each draw: the pairing tightens every `steps_per_stage` steps."""
+        self.stage = min(step // self.steps_per_stage, self.stages - 1)
+
+    def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> ConsistencyDraw:
+        flow = super().draw(module, batch, rng)
+        # A share of the batch starts from pure noise, where one-step generation starts.
+        t = torch.where(torch.rand(len(flow.t), generator=rng) < 0.25, 1.0, flow.t)
+        return ConsistencyDraw(**{**flow.__dict__, "t": t, "r": consistency_partner(t, getattr(self, "stage", 0))})
+
+    @torch.no_grad()
+    def _teacher_step(self, z_t: Tensor, draw: ConsistencyDraw) -> Tensor:
+        """One Euler step of the guided teacher from t to r, at its own mean depth."""
+        z, t = z_t.repeat(2, 1, 1, 1), draw.t.repeat(2)
+        null = torch.arange(len(t), device=t.device) >= len(draw.t)
+        velocity = self.teacher(z, t, draw.tokens.repeat(2, 1, 1), None, draw.mask.repeat(2, 1), null)
+        text, without = velocity.chunk(2)
+        guided = torch.lerp(without, text, self.guidance_scale)
+        return z_t + (draw.r - draw.t).view(-1, 1, 1, 1) * guided
+
+    def __call__(self, module: nn.Module, draw: ConsistencyDraw) -> LossOutput:
+        z_t = interpolate(draw.latents, draw.noise, draw.t).z_t
+        z_r = self._teacher_step(z_t, draw)
+
+        def consistency(z: Tensor, t: Tensor, grad_iterations: int | None) -> Tensor:
+            velocity = module(z, t, draw.tokens, draw.depth, draw.mask, None, grad_iterations, draw.state)
+            return velocity_to_data(z, velocity.float(), t)
+
+        with torch.no_grad():
+            target = consistency(z_r, draw.r, None)
+        error = (consistency(z_t, draw.t, self.grad_iterations) - target).flatten(1)
+        c = 0.00054 * math.sqrt(error.shape[1])
+        distance = (error.square().sum(1) + c**2).sqrt() - c
+        # A pair that lies closer together must agree more closely (iCT's 1 / (t - r), bounded).
+        per_sample = distance / (draw.t - draw.r).clamp_min(0.05) / math.sqrt(error.shape[1])
+        return LossOutput(per_sample.mean(), distance.detach(), {"pair_distance": distance.mean().detach()},
+                          {"t": t_bin(draw.t), "depth": torch.full((len(draw.t),), draw.depth, device=draw.t.device)})
