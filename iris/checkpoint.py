@@ -207,13 +207,19 @@ def _put_in_place(draft: Path, folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete drafts of writers that were killed, and settle a save that was killed between its two renames."""
-    for draft in folder.parent.glob(f".{folder.name}.writing-*"):
-        writer = draft.name.rsplit("-", 2)[1]
-        if not (writer.isdigit() and _is_alive(int(writer))):
-            shutil.rmtree(draft, ignore_errors=True)
+    """Clean up behind killed writers of `folder`, and settle a save that was killed between its two renames."""
+    _remove_drafts(folder.parent, folder.name)
     if _backup(folder).exists() and not folder.exists():
         os.rename(_backup(folder), folder)
+
+
+def _remove_drafts(parent: Path, name: str) -> None:
+    """Delete drafts of the checkpoints `name` (a glob pattern) whose writers no longer live."""
+    for draft in parent.glob(f".{name}.writing-*"):
+        writer = draft.name.rsplit("-", 2)[1]
+        # Our own number is a dead namesake's: a draft of this process is gone when its save ends, however it ends.
+        if not writer.isdigit() or int(writer) == os.getpid() or not _is_alive(int(writer)):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
@@ -379,9 +385,9 @@ def resolve_folder(name_or_path: str | Path) -> Path:
     """
     text = str(name_or_path)
     path = Path(text).expanduser()
-    if path.is_dir() or _backup(path).is_dir():
+    if text and (path.is_dir() or _backup(path).is_dir()):
         return path
-    if path.exists():
+    if text and path.exists():
         raise CheckpointError(f"{path} is a file; a checkpoint is a folder of safetensors and JSON files.")
     if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(text):
         raise CheckpointError(f"there is no folder {text}; give a checkpoint folder or a hub id such as owner/name.")
@@ -426,9 +432,12 @@ def latest_checkpoint(folder: Path | str) -> Checkpoint | None:
 
 
 def prune_checkpoints(folder: Path | str, keep: int = 2) -> list[Path]:
-    """Delete all but the `keep` newest checkpoints folder/step-XXXXXXXX; returns the deleted paths."""
+    """Delete all but the `keep` newest checkpoints folder/step-XXXXXXXX, and what killed saves left; returns the deleted."""
     if keep < 1:
         raise CheckpointError(f"keep is {keep}; use 1 or more.")
+    _remove_drafts(Path(folder), "step-*")
+    for doomed in Path(folder).glob(".step-*.deleted"):
+        shutil.rmtree(doomed, ignore_errors=True)
     surplus = list(_step_folders(Path(folder)))[keep:]
     for path in surplus:
         doomed = path.parent / f".{path.name}.deleted"
