@@ -243,7 +243,7 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
     session.restore()
     meters, started, saved = _Meters(), time.monotonic(), time.monotonic()
     before, logged = session.seconds, (session.step, time.monotonic())
-    bar = tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, dynamic_ncols=True)
+    bar = tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True)
     while session.step < train.train_steps and not _time_is_up(session, train):
         output, norm = session.update(loss, _make_draw(session, batches, loss, session.step, DRAW))
         session.seconds = before + time.monotonic() - started
