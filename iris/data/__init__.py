@@ -1,6 +1,7 @@
 """Captioned pictures: procedural scenes, emoji art, and anything a user brings."""
 
 from iris.data.base import DataError, Example, ImageDataset, cache_dir
+from iris.data.emoji import Emoji, emoji_packs
 from iris.data.scenes import (
     SceneFacts,
     SceneReport,
@@ -15,6 +16,7 @@ from iris.data.scenes import (
 
 __all__ = [
     "DataError",
+    "Emoji",
     "Example",
     "ImageDataset",
     "SceneFacts",
@@ -24,6 +26,7 @@ __all__ = [
     "cache_dir",
     "caption_scene",
     "check_scene",
+    "emoji_packs",
     "parse_caption",
     "render_scene",
     "sample_scene",
