@@ -13,6 +13,7 @@ from typing import Any
 MIXERS = ("grfm", "attention", "fourier", "recurrence")
 ITERATION_EMBEDDINGS = ("sinusoid", "none")
 TEXT_ENCODERS = ("clip-l", "minilm", "toy")
+TEXT_ADAPTER_HEADS = 6
 
 
 class ConfigError(ValueError):
@@ -100,6 +101,8 @@ class GeneratorConfig:
         _require(self.mixer in MIXERS, f"mixer is {self.mixer!r}; use one of {', '.join(MIXERS)}.")
         _require(self.iteration_embedding in ITERATION_EMBEDDINGS,
                  f"iteration_embedding is {self.iteration_embedding!r}; use one of {', '.join(ITERATION_EMBEDDINGS)}.")
+        _require(not self.text_adapter or self.text_dim % TEXT_ADAPTER_HEADS == 0,
+                 f"text_dim is {self.text_dim}; with text_adapter use a multiple of {TEXT_ADAPTER_HEADS} (its heads).")
         _require(self.softshrink >= 0, f"softshrink is {self.softshrink}; use 0 or more.")
 
     @property

@@ -184,7 +184,7 @@ class IRISPipeline:
         prompts = [clean_prompt(text) for text in prompts for _ in range(count)]
         depth = self.defaults.num_iterations if num_iterations is None else num_iterations
         name = self.defaults.sampler if sampler is None else sampler
-        if name not in SAMPLERS:
+        if not isinstance(name, str) or name not in SAMPLERS:
             raise SamplingError(f"sampler is {name!r}; use one of {', '.join(SAMPLERS)}.")
         return _Request(
             prompts, clean_prompt(negative_prompt) if negative_prompt else None, self._seeds(seed, len(prompts), count),

@@ -12,5 +12,6 @@ import torch
 
 def rng_for(*numbers: int) -> torch.Generator:
     """A CPU generator determined by non-negative integers alone; different tuples give independent streams."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    # The count comes first: numpy pads with zeros, which would make (7,), (7, 0) and (7, 0, 0) one stream.
+    state = np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)

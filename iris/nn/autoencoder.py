@@ -8,6 +8,7 @@ variance per channel (statistics stored with the weights); `decode` takes them b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def _stage(channels: int, blocks: int) -> list[nn.Module]:
 def _encoder(config: AutoencoderConfig, bands: int) -> nn.Sequential:
     widths = config.encoder_channels
     layers: list[nn.Module] = [nn.Conv2d(bands, widths[0], 3, padding=1), *_stage(widths[0], config.blocks)]
-    for narrow, wide in zip(widths, widths[1:], strict=False):
+    for narrow, wide in pairwise(widths):
         layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * narrow, wide, 1), *_stage(wide, config.blocks)]
     return nn.Sequential(*layers, nn.GroupNorm(1, widths[-1]), nn.Conv2d(widths[-1], 2 * config.latent_channels, 1))
 
@@ -66,7 +67,7 @@ def _encoder(config: AutoencoderConfig, bands: int) -> nn.Sequential:
 def _decoder(config: AutoencoderConfig, bands: int) -> nn.Sequential:
     widths = config.decoder_channels[::-1]
     layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), *_stage(widths[0], config.blocks)]
-    for wide, narrow in zip(widths, widths[1:], strict=False):
+    for wide, narrow in pairwise(widths):
         layers += [nn.Conv2d(wide, 4 * narrow, 1), nn.PixelShuffle(2), *_stage(narrow, config.blocks)]
     return nn.Sequential(*layers, nn.GroupNorm(1, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], bands, 3, padding=1))
 

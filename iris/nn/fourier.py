@@ -79,9 +79,9 @@ class FourierPath(nn.Module):
 
     def _complex_linear(self, parts: Tensor, layer: int) -> Tensor:
         """[blocks, n, 2*size] (real beside imaginary) -> the same shape: one real product does the complex one."""
-        real, imag = self.weight[layer].float()
+        real, imag = self.weight[layer].to(parts.dtype)
         matrix = torch.cat([torch.cat([real, imag], dim=-1), torch.cat([-imag, real], dim=-1)], dim=-2)
-        return torch.baddbmm(torch.cat(tuple(self.bias[layer].float()), dim=-1), parts, matrix)
+        return torch.baddbmm(torch.cat(tuple(self.bias[layer].to(parts.dtype)), dim=-1), parts, matrix)
 
     def spectrum(self, x: Tensor) -> Tensor:
         """The filtered spectrum before the inverse transform: [blocks, B*h*(w//2+1), 2*size], real beside imaginary."""
@@ -92,7 +92,7 @@ class FourierPath(nn.Module):
 
     def forward(self, x: Tensor, record: bool = False) -> tuple[Tensor, float]:
         """[B, h, w, dim] -> the same shape, and the share of coefficients that softshrink set to zero (NaN unless `record`)."""
-        batch, height, width, dim = x.shape
+        batch, height, width, _ = x.shape
         with torch.autocast(x.device.type, enabled=False):
             source = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             parts = self.spectrum(source)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from iris.config import GeneratorConfig
+from iris.config import TEXT_ADAPTER_HEADS, GeneratorConfig
 from iris.nn.attention import CrossAttention, LocalAttention
 from iris.nn.layers import ConvBlock, FeedForward, Modulation, ScalarEmbedding, grid_positions, modulate, normalize
 from iris.nn.mixer import MixerMaps, build_mixer
@@ -51,7 +51,7 @@ class TextAdapter(nn.Module):
     Sentence encoders bind attributes weakly ("red circle, blue square"); this is where the order of words is read again.
     """
 
-    def __init__(self, dim: int, tokens: int, heads: int = 6) -> None:
+    def __init__(self, dim: int, tokens: int, heads: int = TEXT_ADAPTER_HEADS) -> None:
         super().__init__()
         self.heads = heads
         self.input = nn.Linear(dim, dim)
@@ -189,6 +189,8 @@ class Generator(nn.Module):
         `state` is the state to start from (zeros by default); with `grad_iterations` = k only the last k iterations
         keep a graph (truncated backpropagation).
         """
+        if num_iterations < 1:
+            raise ValueError(f"num_iterations is {num_iterations}; use 1 or more.")
         injected, condition = self.embed(z_t, t, context)
         tokens = torch.zeros_like(injected) if state is None else state.to(injected)
         without_grad = num_iterations - (num_iterations if grad_iterations is None else grad_iterations)
@@ -211,8 +213,6 @@ class Generator(nn.Module):
                 drop_text: Tensor | None = None, grad_iterations: int | None = None, state: Tensor | None = None) -> Tensor:
         """Velocity at z_t [B, C, h, w], t [B] in [0, 1], given text states [B, L, text_dim]; depth as configured by default."""
         depth = self.config.mean_iterations if num_iterations is None else num_iterations
-        if depth < 1:
-            raise ValueError(f"num_iterations is {depth}; use 1 or more.")
         context = self.condition(text_tokens, text_mask, drop_text)
         for current in self.iterate(z_t, t, context, depth, state, grad_iterations=grad_iterations):
             last = current

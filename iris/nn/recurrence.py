@@ -83,9 +83,9 @@ class GatedLinearRecurrence(nn.Module):
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log a_t and the gated input i_t * x_t, both [B, h, w, dim]."""
         blocks = x.flatten(0, 2).unflatten(-1, (self.blocks, -1)).transpose(0, 1)
-        gates = torch.baddbmm(self.gate_bias.float(), blocks, self.gate_weight.float()).sigmoid().transpose(0, 1)
+        gates = torch.baddbmm(self.gate_bias.to(x.dtype), blocks, self.gate_weight.to(x.dtype)).sigmoid().transpose(0, 1)
         recurrence, inflow = (part.reshape(x.shape) for part in gates.chunk(2, dim=-1))
-        return recurrence * (-8.0 * F.softplus(self.decay.float())), inflow * x
+        return recurrence * (-8.0 * F.softplus(self.decay.to(x.dtype))), inflow * x
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

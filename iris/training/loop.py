@@ -27,7 +27,7 @@ from iris.training.losses import T_BINS, LossOutput
 
 DRAW, HELD_OUT = 20, 21  # purposes of the random streams of a training seed
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
-OnLog = Callable[[Run, dict[str, Any]], None]
+OnLog = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ def ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | i
     return update
 
 
+def _laid_out(values: Tensor, like: Tensor) -> Tensor:
+    """`values` in the memory layout of `like`, if they have its shape.
+
+    The fused AdamW walks memory: it would pair a channels-last weight with the wrong elements of a contiguous gradient
+    or moment, silently.
+    """
+    return torch.empty_like(like).copy_(values) if values.shape == like.shape else values
+
+
 class _Meters:
     """Means since the last log: of the loss, of its named parts and of its groups."""
 
@@ -154,9 +163,10 @@ class _Session:
         load_module(self.module, found.tensors["module"])
         load_module(self.average, found.tensors["average"])
         state = self.raw_optimizer.state_dict()
+        owners = [parameter for group in self.raw_optimizer.param_groups for parameter in group["params"]]
         for key, value in found.tensors["optimizer"].items():
             index, name = key.split(".")
-            state["state"].setdefault(int(index), {})[name] = value
+            state["state"].setdefault(int(index), {})[name] = _laid_out(value, owners[int(index)])
         self.raw_optimizer.load_state_dict(state)
         if self.accelerator.scaler is not None and found.metadata["scaler"]:
             self.accelerator.scaler.load_state_dict(found.metadata["scaler"])
@@ -187,13 +197,16 @@ class _Session:
 
         return each_tensor(draw, share)
 
-    def _mean_gradients(self) -> None:
-        """Average gradients over processes in one collective: no hooks, so iterations without a graph need no care."""
-        if self.accelerator.num_processes > 1:
-            gradients = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in self.parameters]
-            flat = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
-            for parameter, piece in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
-                parameter.grad = piece.view_as(parameter).clone()
+    def _average_over_processes(self, loss: Tensor) -> float:
+        """Average gradients and the loss in one collective: no hooks, so iterations without a graph need no care."""
+        if self.accelerator.num_processes == 1:
+            return float(loss.detach())
+        gradients = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in self.parameters]
+        pieces = [loss.detach().to(gradients[0].dtype)[None], *(gradient.flatten() for gradient in gradients)]
+        mean, *means = self.accelerator.reduce(torch.cat(pieces), reduction="mean").split([len(piece) for piece in pieces])
+        for parameter, piece in zip(self.parameters, means, strict=True):
+            parameter.grad = _laid_out(piece.view(parameter.shape), parameter)
+        return float(mean)
 
     def update(self, loss: Callable, draw: Any) -> tuple[LossOutput, float]:
         """One optimizer step on a drawn batch; a step whose loss or gradient is not finite changes nothing."""
@@ -202,7 +215,8 @@ class _Session:
         with self.accelerator.autocast():
             output = loss(self.module, draw)
         self.accelerator.backward(output.loss)
-        self._mean_gradients()
+        if not math.isfinite(self._average_over_processes(output.loss)):  # its gradient may be finite: x^2 overflows before 2x
+            self.parameters[0].grad = torch.full_like(self.parameters[0], math.nan)
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.train.clip_norm))
         if math.isfinite(norm) or self.accelerator.scaler is not None:  # the scaler skips such a step itself
             self.optimizer.step()
@@ -262,7 +276,7 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
             if run is not None and session.is_main:
                 row = run.log(session.step, **row)
                 if on_log is not None:
-                    on_log(run, row)
+                    on_log(row)
         if time.monotonic() - saved > train.checkpoint_seconds:
             session.save()
             saved = time.monotonic()

@@ -149,7 +149,7 @@ class RectifiedFlowLoss:
     def __call__(self, module: nn.Module, draw: FlowDraw) -> LossOutput:
         path = interpolate(draw.latents, draw.noise, draw.t)
         velocity = module(path.z_t, draw.t, draw.tokens, draw.depth, draw.mask, draw.drop, self.grad_iterations, draw.state)
-        per_sample = (velocity.float() - path.velocity).square().flatten(1).mean(1)
+        per_sample = (velocity.to(path.velocity.dtype) - path.velocity).square().flatten(1).mean(1)
         weight = specification_weight(draw.t) if self.weighting == "specification" else torch.ones_like(draw.t)
         return LossOutput((weight * per_sample).mean(), per_sample.detach(), {},
                           {"t": t_bin(draw.t), "depth": torch.full_like(draw.drop, draw.depth, dtype=torch.long)})
@@ -216,7 +216,7 @@ class ConsistencyLoss(RectifiedFlowLoss):
 
         def consistency(z: Tensor, t: Tensor, grad_iterations: int | None) -> Tensor:
             velocity = module(z, t, draw.tokens, draw.depth, draw.mask, None, grad_iterations, draw.state)
-            return velocity_to_data(z, velocity.float(), t)
+            return velocity_to_data(z, velocity.to(z.dtype), t)
 
         with torch.no_grad():
             target = consistency(z_r, draw.r, None)
