@@ -13,12 +13,16 @@ from iris.data.scenes import (
     render_scene,
     sample_scene,
 )
+from iris.data.sources import HUB_ENTRIES, ImageFolder, Mixture, load_dataset_by_name, open_image
 
 __all__ = [
     "DataError",
     "Emoji",
     "Example",
+    "HUB_ENTRIES",
     "ImageDataset",
+    "ImageFolder",
+    "Mixture",
     "SceneFacts",
     "SceneReport",
     "SceneSpec",
@@ -27,6 +31,8 @@ __all__ = [
     "caption_scene",
     "check_scene",
     "emoji_packs",
+    "load_dataset_by_name",
+    "open_image",
     "parse_caption",
     "render_scene",
     "sample_scene",

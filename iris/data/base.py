@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -48,14 +48,8 @@ def cache_dir() -> Path:
 
 
 def stable_hash(text: str, buckets: int) -> int:
-    """A bucket 0..buckets-1 for `text` that is the same on every machine and Python version (CRC-32, mixed).
-
-    CRC-32 is linear, so similar names would fall into related buckets; the multiplications break that up.
-    """
-    value = zlib.crc32(text.encode("utf-8"))
-    for multiplier in (0x7FEB352D, 0x846CA68B):
-        value = ((value ^ (value >> 16)) * multiplier) & 0xFFFFFFFF
-    return (value ^ (value >> 16)) % buckets
+    """A bucket 0..buckets-1 for `text` that is the same on every machine and Python version (from SHA-256)."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") % buckets
 
 
 def checked_index(index: int, length: int) -> int:

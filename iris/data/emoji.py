@@ -175,9 +175,9 @@ def _write_atomically(path: Path, write) -> None:
 
 def split_of(entry: EmojiName, pack: str) -> str:
     """The frozen split of one concept in one style: "train", "held_out_concepts" or "held_out_pairs"."""
-    if stable_hash(f"concept {entry.family}", 10) == 0:
+    if stable_hash(f"emoji {entry.family}", 10) == 0:
         return "held_out_concepts"
-    return "held_out_pairs" if stable_hash(f"pair {entry.family} {pack}", 10) == 0 else "train"
+    return "held_out_pairs" if stable_hash(f"style {entry.family} {pack}", 10) == 0 else "train"
 
 
 class Emoji:

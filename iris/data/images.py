@@ -42,6 +42,8 @@ def open_image(source: bytes | str | Path | Image.Image, size: int, background: 
         return _to_pixels(ImageOps.exif_transpose(image), size, background)
     except ImageError:
         raise
+    except Image.DecompressionBombError:
+        raise ImageError("too large", f"{name} has more pixels than any picture needs; at most {MAX_PIXELS // 10**6} megapixels are read.") from None
     except Exception as error:  # decoders raise a dozen types, from OSError to struct.error
         raise ImageError("corrupt", f"{name} cannot be decoded ({type(error).__name__}); use a whole {', '.join(FORMATS)} file.") from None
 

@@ -1,0 +1,178 @@
+"""Records of captioned pictures -> a data set: decoded once, bad ones skipped and counted, kept in memory or on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from iris.data.base import DataError, Example, cache_dir, checked_index, stable_hash
+from iris.data.images import ImageError, open_image
+
+log = logging.getLogger("iris.data")
+
+MEMORY_BYTES = 2 * 2**30  # decoded pixels beyond this go to a temporary file
+MAX_SKIPPED_SHARE = 0.01
+_DISK_RESERVE = 2**30
+_MAX_CAPTIONS, _MAX_CAPTION_LENGTH = 16, 1000
+CAPTION_FIELDS = ("text", "caption", "captions", "prompt", "description", "sentence", "sentences", "txt")
+SPLITS = ("train", "held_out", "all")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture before decoding: a stable key, the picture or where it is, its captions and its class (either may be empty)."""
+
+    key: str
+    picture: bytes | Path | Image.Image | None
+    captions: tuple[str, ...] = ()
+    label: str = ""
+
+
+def clean_captions(value: Any) -> tuple[str, ...]:
+    """Text, bytes or a list of texts -> distinct captions without control characters or surplus space; () for anything else."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    cleaned = (" ".join("".join(c if c.isprintable() else " " for c in text).split()) for text in texts if isinstance(text, str))
+    return tuple(dict.fromkeys(text[:_MAX_CAPTION_LENGTH] for text in cleaned if text))[:_MAX_CAPTIONS]
+
+
+def captions_of(row: dict[str, Any], fields: Iterable[str] = CAPTION_FIELDS) -> tuple[str, ...]:
+    """All captions of one row of metadata: of every field of `fields` that it has, in that order."""
+    return tuple(dict.fromkeys(caption for field in fields for caption in clean_captions(row.get(field))))
+
+
+def in_split(key: str, split: str) -> bool:
+    """Whether a picture belongs to `split`: one in twenty, by a stable hash of its key, is held out."""
+    return split == "all" or (stable_hash(f"held out {key}", 20) == 0) == (split == "held_out")
+
+
+class PixelStore:
+    """Appends uint8 [size, size, 3] pictures; they stay in memory up to `memory_bytes` and then move to a nameless file."""
+
+    def __init__(self, size: int, memory_bytes: int) -> None:
+        self._size, self._limit, self._file = size, memory_bytes, None
+        self._held: list[np.ndarray] = []
+        self.count = 0
+
+    def append(self, image: np.ndarray) -> None:
+        self.count += 1
+        if self._file is None and self.count * image.nbytes > self._limit:
+            self._spill()
+        if self._file is None:
+            self._held.append(image)
+        else:
+            self._file.write(image.tobytes())
+            if self.count % 1000 == 0 and shutil.disk_usage(cache_dir()).free < _DISK_RESERVE:
+                raise DataError(f"the disk of the cache folder is nearly full after {self.count} pictures; pass a limit, or set IRIS_CACHE.")
+
+    def _spill(self) -> None:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=cache_dir())  # lives as long as the array that maps it
+        for held in self._held:
+            self._file.write(held.tobytes())
+        self._held.clear()
+
+    def finish(self) -> np.ndarray:
+        """All pictures, uint8 [N, size, size, 3]."""
+        shape = (self.count, self._size, self._size, 3)
+        if self._file is not None:
+            self._file.flush()
+            return np.memmap(self._file, np.uint8, "r", shape=shape)
+        return np.stack(self._held) if self._held else np.empty(shape, np.uint8)
+
+
+class PictureSet:
+    """Decoded pictures with captions and labels; map-style. Made by `collect`."""
+
+    def __init__(self, name: str, images: np.ndarray, told: list[tuple[tuple[str, ...], str, str]], skipped: dict[str, int]) -> None:
+        self.name, self.skipped, self._images, self._told = name, skipped, images, told
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def __getitem__(self, index: int) -> Example:
+        index = checked_index(index, len(self._told))
+        captions, label, key = self._told[index]
+        return Example(np.array(self._images[index]), captions, label, key)
+
+
+def collect(name: str, records: Iterable[Record], size: int, split: str = "train", limit: int | None = None, total: int | None = None,
+            memory_bytes: int = MEMORY_BYTES) -> PictureSet:
+    """Decode the records of `split`, up to `limit` pictures. The first record is always held out, so that a small set has both.
+
+    A picture that cannot be decoded, or has neither caption nor label, is skipped and counted by reason; with a label alone it
+    is captioned "a photo of a LABEL". Raises DataError when more than 1 % (and more than one) had to be skipped, and when
+    nothing is left.
+    """
+    if split not in SPLITS:
+        raise DataError(f"the split of {name} is {split!r}; use one of {', '.join(SPLITS)}.")
+    store, told, skipped = PixelStore(size, memory_bytes), [], Counter()
+    expected = total if limit is None else limit
+    with tqdm(desc=f"decoding {name}", unit="picture", total=expected, disable=None if expected is None or expected > 300 else True) as bar:
+        for number, record in enumerate(records):
+            if limit is not None and len(told) >= limit:
+                break
+            held_out = number == 0 or in_split(record.key, "held_out")
+            if split != "all" and held_out != (split == "held_out"):
+                continue
+            try:
+                captions, label = _words(record)
+                store.append(open_image(record.picture, size) if record.picture is not None else _missing(record))
+            except ImageError as error:
+                skipped[error.reason] += 1
+                log.info("%s: %s was skipped: %s", name, record.key, error)
+                continue
+            told.append((captions, label, record.key))
+            bar.update()
+    _check_skipped(name, skipped, len(told), split)
+    return PictureSet(name, store.finish(), told, dict(skipped))
+
+
+def _missing(record: Record) -> np.ndarray:
+    raise ImageError("missing", f"{record.key} has no picture.")
+
+
+def _words(record: Record) -> tuple[tuple[str, ...], str]:
+    label = next(iter(clean_captions(record.label)), "")
+    captions = record.captions or ((f"a photo of {'an' if label[:1].lower() in tuple('aeiou') else 'a'} {label}",) if label else ())
+    if not captions:
+        raise ImageError("no caption", f"{record.key} has neither caption nor label.")
+    return captions, label
+
+
+def _check_skipped(name: str, skipped: Counter, kept: int, split: str) -> None:
+    lost = sum(skipped.values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+    if not kept:
+        raise DataError(f"{name} has no picture in split {split!r}" + (f"; all {lost} were skipped ({reasons})." if lost else "; it needs more pictures."))
+    if lost > max(1, MAX_SKIPPED_SHARE * (lost + kept)):
+        raise DataError(f"{name}: {lost} of {lost + kept} pictures had to be skipped ({reasons}); at most 1 % may be bad, repair or remove them.")
+    if lost:
+        log.warning("%s: %d of %d pictures were skipped (%s).", name, lost, lost + kept, reasons)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file; DataError names the line that is none."""
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise DataError(f"line {number} of {path.name} is not a JSON object.")
+            yield row
