@@ -5,13 +5,13 @@ Between stages only folders pass: every recipe writes RUN/pipeline, and the next
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from iris.checkpoint import CheckpointError, load_module, read_checkpoint, resolve_folder, write_checkpoint
 from iris.config import IRISConfig
@@ -119,7 +119,8 @@ def _encode_both(config: IRISConfig, autoencoder: WaveletVAE, train_data: ImageD
     device = "cuda" if torch.cuda.is_available() else "cpu"
     text_encoder = load_text_encoder(config.text, device)
     autoencoder.to(device)
-    encoded = tuple(encode_dataset(autoencoder, text_encoder, data, captions, run.path / "latents" / split)
+    first = PartialState().is_main_process  # the others encode for themselves and leave the disk alone
+    encoded = tuple(encode_dataset(autoencoder, text_encoder, data, captions, run.path / "latents" / split if first else None)
                     for split, data in (("train", train_data), ("held_out", held_out_data)))
     autoencoder.to("cpu")
     return encoded
@@ -210,7 +211,8 @@ def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result
     training = {"stage": stage, "data": data.name, "examples": len(data), "step": result.step, "minutes": result.seconds / 60,
                 "finished": result.finished, "images_seen": result.step * train.batch_size}
     summary = {**training, **summary, "held_out_loss": held_out[-1] if held_out else None, "skipped": dict(data.skipped)}
-    write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
-                     {"stage": stage, "defaults": dataclasses.asdict(defaults), "training": {**training, "recipe": asdict(train)}})
-    run.write_summary(summary)
+    if PartialState().is_main_process:
+        write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
+                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train)}})
+        run.write_summary(summary)
     return StageResult(run.pipeline_path, summary)

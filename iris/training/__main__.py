@@ -1,0 +1,89 @@
+"""The five stages from the command line, on one process or many:
+
+    python -m iris.training autoencoder --data scenes --preset micro --run runs/01
+    accelerate launch --multi_gpu -m iris.training text-to-image --data scenes+emoji --preset micro --init runs/01/pipeline --run runs/03
+
+The recipes are those of the notebooks. A stopped command, given again, continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from accelerate import PartialState
+
+from iris.config import preset as load_preset
+from iris.data import load_dataset_by_name
+from iris.runs import Run
+from iris.training import stages
+from iris.training.loop import TrainConfig
+
+
+class Stage(str, Enum):
+    """The five stages, in order."""
+
+    autoencoder = "autoencoder"
+    class_conditional = "class-conditional"
+    text_to_image = "text-to-image"
+    aesthetic = "aesthetic"
+    distill = "distill"
+
+
+RECIPES = {Stage.autoencoder: stages.train_autoencoder, Stage.class_conditional: stages.train_class_conditional,
+           Stage.text_to_image: stages.train_text_to_image, Stage.aesthetic: stages.train_aesthetic, Stage.distill: stages.distill}
+
+
+class _Follower(Run):
+    """The run folder as the processes beside the first one see it: they read, and write nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def write_summary(self, summary) -> Path:
+        return self.path / "summary.json"
+
+
+def main(
+    stage: Annotated[Stage, typer.Argument(help="which stage to train")],
+    run: Annotated[Path, typer.Option(help="the run's folder; given again, it continues")],
+    data: Annotated[str, typer.Option(help="data source, such as scenes, emoji:fluent-3d, folder:PATH, hub:ID, scenes+emoji")] = "scenes",
+    preset: Annotated[str, typer.Option(help="nano, micro, tiny, small or base")] = "micro",
+    init: Annotated[str, typer.Option(help="the previous stage's pipeline folder or a hub id")] = "",
+    limit: Annotated[int, typer.Option(help="at most so many examples; 0 = all")] = 0,
+    train_steps: int = 1000,
+    minutes: Annotated[float, typer.Option(help="end by the clock; 0 = never")] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="examples a step over all processes")] = 32,
+    learning_rate: float = 1e-3,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
+    seed: int = 0,
+) -> None:
+    """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
+    if stage is not Stage.autoencoder and not init:
+        raise typer.BadParameter(f"stage {stage.value} needs --init, the folder of an earlier stage.")
+    config = load_preset(preset)
+    size = config.autoencoder.image_size
+    train_data, held_out = (load_dataset_by_name(data, size=size, split=split, limit=limit or None) for split in ("train", "held_out"))
+    train = TrainConfig(train_steps=train_steps, minutes=minutes, batch_size=batch_size, learning_rate=learning_rate,
+                        precision=precision, seed=seed)
+    options = {"init": init} if init else {}
+    first = PartialState().is_main_process
+    folder = Run.open(run, {"stage": stage.value, "data": data, "preset": preset, **train.recipe()}) if first else _Follower(run)
+    with contextlib.closing(folder):
+        result = RECIPES[stage](config, train_data, held_out, train, folder, **options)
+    if first:
+        typer.echo(f"{result.pipeline_path}: {result.summary}")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except ValueError as error:  # ConfigError, DataError, CheckpointError, RunError: one sentence, no traceback
+        typer.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,89 @@
+"""What comes before a stage: its configuration, its pictures, its recipe, its run folder and the model it starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iris.checkpoint import CheckpointError, read_checkpoint, resolve_folder
+from iris.config import IRISConfig, preset
+from iris.data import ImageDataset, load_dataset_by_name
+from iris.runs import Run
+from iris.training.loop import OnLog, TrainConfig
+from iris.training.stages import train_autoencoder
+
+
+def configure(name: str, image_size: int = 0) -> IRISConfig:
+    """The preset called `name`, for pictures of `image_size` pixels (0: the preset's own). Raises ConfigError when they do not fit."""
+    config = preset(name)
+    if not image_size:
+        return config
+    return preset(name, autoencoder__image_size=image_size, generator__latent_size=image_size // config.autoencoder.downsample)
+
+
+def load_pictures(data: str, config: IRISConfig, limit: int = 0, held_out_limit: int = 500) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out pictures of the source `data` at the configuration's size; limits of 0 take all there are."""
+    size = config.autoencoder.image_size
+    return (load_dataset_by_name(data, size, "train", limit or None), load_dataset_by_name(data, size, "held_out", held_out_limit or None))
+
+
+def plan_training(train_steps: int, minutes: float, batch_size: int, learning_rate: float, precision: str = "auto", seed: int = 0) -> TrainConfig:
+    """A TrainConfig whose warm-up, logging and evaluation suit its length: 5 % warm-up up to 200 steps, 200 rows, 20 evaluations."""
+    return TrainConfig(train_steps=train_steps, minutes=minutes, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
+                       warmup_steps=min(200, max(1, train_steps // 20)), log_every=min(50, max(1, train_steps // 200)),
+                       eval_every=max(1, train_steps // 20))
+
+
+def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: str, start_over: bool = False) -> Run:
+    """Open the run folder of a stage; the same recipe continues there, another one is refused unless `start_over`."""
+    decides: dict[str, Any] = {"model": config.to_dict(), "data": data, "recipe": train.recipe()}
+    return Run.open(folder, decides, resume=not start_over)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model folder that a stage begins with, and in one sentence why this one."""
+
+    folder: Path
+    why: str
+
+
+def find_start(candidates: list[str], config: IRISConfig, needs: tuple[str, ...]) -> Start | None:
+    """The first of `candidates` (folders or hub ids) that is a model of this configuration with the parts in `needs`; None otherwise.
+
+    A folder that is not there, or a model of another size, is passed over; a damaged one raises CheckpointError.
+    """
+    for name in filter(None, candidates):
+        looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+        if looks_local and not (Path(name).expanduser() / "manifest.json").is_file():
+            continue
+        folder = resolve_folder(name)
+        stored = read_checkpoint(folder)
+        theirs = IRISConfig.from_dict(stored.config)
+        same = all(getattr(theirs, part) == getattr(config, part) for part in (*needs, "autoencoder"))
+        if same and set(needs) <= set(stored.tensors):
+            return Start(folder, f"starting from {name}, {' and '.join(sorted(stored.tensors))}.")
+    return None
+
+
+def start_with_autoencoder(candidates: list[str], config: IRISConfig, data: tuple[ImageDataset, ImageDataset], train: TrainConfig,
+                           folder: str | Path, on_log: OnLog | None = None) -> Start:
+    """The first usable candidate; where there is none, an autoencoder trained here and now, in `folder`, by the recipe `train`.
+
+    So a stage can be run alone, in an empty folder too. Only the generator's stages need this: stage 5 needs a teacher.
+    """
+    found = find_start(candidates, config, ("autoencoder",))
+    if found is not None:
+        return found
+    with Run.open(folder, {"model": config.to_dict(), "data": data[0].name, "recipe": train.recipe()}) as run:
+        result = train_autoencoder(config, *data, train, run, on_log=on_log)
+    return Start(result.pipeline_path, f"no earlier stage was found, so an autoencoder was trained for {result.summary['step']:,} steps first.")
+
+
+def require_generator(candidates: list[str], config: IRISConfig) -> Start:
+    """The first candidate with autoencoder and generator; CheckpointError when there is none."""
+    found = find_start(candidates, config, ("autoencoder", "generator"))
+    if found is None:
+        raise CheckpointError(f"none of {', '.join(filter(None, candidates))} holds a {config.name} model with a generator; run the earlier stages first.")
+    return found
