@@ -1,8 +1,10 @@
 """WaveletVAE: Haar wavelets in front of a small convolutional autoencoder (LiteVAE, 2405.14477; SnapGen, 2412.09619).
 
 image [B, 3, H, W] -> Haar packets -> encoder -> latents [B, C, H/f, W/f] -> decoder -> Haar packets -> image. The wavelet
-levels are exact and free, so the convolutions run on small grids only. Latents leave `encode` with zero mean and unit
-variance per channel (statistics stored with the weights); `decode` takes them back.
+levels are exact and free, so the convolutions run on small grids only. Beside the convolutions a linear shortcut joins the
+full packet transform of an f x f tile to its latents, so that training starts from a coarse picture and not from nothing
+(residual autoencoding: DC-AE, 2410.10733, section 3.1). Latents leave `encode` with zero mean and unit variance per
+channel (statistics stored with the weights); `decode` takes them back.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from iris.config import AutoencoderConfig
 from iris.nn.haar import haar_packets, inverse_haar_packets
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
+INITIAL_LOG_VARIANCE = -6.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,19 @@ def _decoder(config: AutoencoderConfig, bands: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.GroupNorm(1, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], bands, 3, padding=1))
 
 
+def _shortcuts(config: AutoencoderConfig, levels: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """Linear maps tile -> latents and back; at first they keep the coarsest packet coefficients and are each other's inverse."""
+    tile, latent = 3 * 4**levels, config.latent_channels
+    into, out = nn.Conv2d(tile, latent, 1), nn.Conv2d(latent, tile, 1)
+    kept = torch.eye(latent, tile)[:, :, None, None] * 2.0**-levels  # a pixel's range, as the first latent channels see it
+    with torch.no_grad():
+        into.weight.copy_(kept)
+        out.weight.copy_(kept.transpose(0, 1) * 4.0**levels)
+    for layer in (into, out):
+        nn.init.zeros_(layer.bias)
+    return into, out
+
+
 class WaveletVAE(nn.Module):
     """Images in [-1, 1] to unit-variance latents and back; any height and width that are multiples of `downsample`."""
 
@@ -85,6 +101,12 @@ class WaveletVAE(nn.Module):
         self.register_buffer("band_scale", scale, persistent=False)
         self.encoder = _encoder(config, bands)
         self.decoder = _decoder(config, bands)
+        self.levels = config.downsample.bit_length() - 1
+        self.encoder_shortcut, self.decoder_shortcut = _shortcuts(config, self.levels)
+        for layer in (self.encoder[-1], self.decoder[-1]):  # the convolutions begin as a correction of zero
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.encoder[-1].bias[config.latent_channels:], INITIAL_LOG_VARIANCE)
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1, 1))
         self.register_buffer("latent_std", torch.ones(config.latent_channels, 1, 1))
         self.to(memory_format=torch.channels_last)
@@ -99,12 +121,13 @@ class WaveletVAE(nn.Module):
     def posterior(self, images: Tensor) -> Posterior:
         """Images [B, 3, H, W] -> the Gaussian over raw latents [B, C, H/f, W/f]."""
         mean, logvar = self.encoder(self.bands(images).contiguous(memory_format=torch.channels_last)).chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*LOG_VARIANCE_RANGE))
+        return Posterior(mean + self.encoder_shortcut(haar_packets(images, self.levels)), logvar.clamp(*LOG_VARIANCE_RANGE))
 
     def decode_raw(self, raw: Tensor) -> Tensor:
         """Raw latents -> images, unclamped."""
         bands = self.decoder(raw.contiguous(memory_format=torch.channels_last))
-        return inverse_haar_packets(bands / self.band_scale.to(bands.dtype), self.config.haar_levels)
+        detail = inverse_haar_packets(bands / self.band_scale.to(bands.dtype), self.config.haar_levels)
+        return detail + inverse_haar_packets(self.decoder_shortcut(raw), self.levels)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
         """Reconstruction through a latent sampled with `noise` [B, C, h, w], and the posterior: one training pass."""

@@ -64,16 +64,19 @@ class ReconstructionDraw:
 
 
 class ReconstructionLoss:
-    """L1 on pixels + L1 per Haar band (high bands weighted up, since they are nearly zero) + KL + perceptual.
+    """L1 and squared error of pixels + L1 per Haar band (high bands weighted up, since they are nearly zero) + KL + perceptual.
 
+    The squared error is what sharp edges need: L1 alone fits the flat areas first and leaves them (measured: reports/LOG.md).
     The perceptual term compares EfficientNet features; `features` None leaves it out.
     """
 
     BAND_WEIGHTS = (1.0, 2.0, 2.0, 3.0)
 
-    def __init__(self, features: FeatureNet | None, kl_weight: float = 1e-6, band_weight: float = 0.5, perceptual_weight: float = 0.1) -> None:
+    def __init__(self, features: FeatureNet | None, kl_weight: float = 1e-4, square_weight: float = 4.0, band_weight: float = 0.25,
+                 perceptual_weight: float = 0.1) -> None:
         self.features = features
-        self.kl_weight, self.band_weight, self.perceptual_weight = kl_weight, band_weight, perceptual_weight
+        self.kl_weight, self.square_weight = kl_weight, square_weight
+        self.band_weight, self.perceptual_weight = band_weight, perceptual_weight
 
     def draw(self, module: WaveletVAE, images: Tensor, rng: torch.Generator) -> ReconstructionDraw:
         config = module.config
@@ -82,11 +85,12 @@ class ReconstructionLoss:
 
     def __call__(self, module: nn.Module, draw: ReconstructionDraw) -> LossOutput:
         output, posterior = module(draw.images, draw.noise)
-        pixel = (output - draw.images).abs().flatten(1).mean(1)
+        difference = (output - draw.images).flatten(1)
+        pixel, square = difference.abs().mean(1), difference.square().mean(1)
         error = (haar_dwt2(output) - haar_dwt2(draw.images)).abs().unflatten(1, (4, 3)).flatten(2).mean(2)  # [B, 4]
         kl = posterior.kl()
-        per_sample = pixel + self.kl_weight * kl + self.band_weight * (error * error.new_tensor(self.BAND_WEIGHTS)).sum(1)
-        logs = {"pixel": pixel.mean(), "kl": kl.mean()} | {f"band_{name.lower()}": error[:, i].mean() for i, name in enumerate(BANDS)}
+        per_sample = pixel + self.square_weight * square + self.kl_weight * kl + self.band_weight * (error * error.new_tensor(self.BAND_WEIGHTS)).sum(1)
+        logs = {"pixel": pixel.mean(), "square": square.mean(), "kl": kl.mean()} | {f"band_{name.lower()}": error[:, i].mean() for i, name in enumerate(BANDS)}
         if self.features is not None:
             perceptual = self._perceptual(output, draw.images)
             per_sample = per_sample + self.perceptual_weight * perceptual
