@@ -165,10 +165,12 @@ def trace(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | None 
           guidance_scale: float | None = None, negative_prompt: str | None = None, sampler: str | None = None) -> Trace:
     """Draw one picture as `pipe(prompt, seed=seed, ...)` does, and keep what every iteration of every step did.
 
-    The picture is the same one. Depth is a fixed number here; "auto" raises ProbeError.
+    The picture is the same one. Depth is a fixed number here (the trained mean where the model's default is "auto").
+    Raises ProbeError for "auto" or a depth out of range.
     """
     defaults = pipe.defaults
-    depth = defaults.num_iterations if num_iterations is None else num_iterations
+    fixed = defaults.num_iterations if defaults.num_iterations != "auto" else pipe.config.generator.mean_iterations
+    depth = fixed if num_iterations is None else num_iterations
     low, high = LIMITS["num_iterations"]
     if isinstance(depth, str) or not low <= depth <= high:
         raise ProbeError(f"num_iterations is {depth!r}; a trace needs a fixed number from {low} to {high}.")
