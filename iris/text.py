@@ -10,13 +10,14 @@ what else is in the batch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -293,18 +294,12 @@ def _load_transformer(config: TextConfig, folder: Path) -> tuple[Any, Any]:
     except ImportError as error:
         raise TextError(f"the text encoder {config.encoder} needs the package transformers; run: pip install transformers.") from error
     kind = transformers.CLIPTextModel if config.encoder == "clip-l" else transformers.AutoModel
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, report = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet(transformers.utils.logging):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model, report = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # the library raises OSError, ValueError, KeyError, ... for a folder it cannot use
         raise TextError(f"{folder} does not hold a usable {config.encoder} text encoder ({type(error).__name__}).") from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
     if report["missing_keys"]:
         raise TextError(f"{folder} lacks the weights {min(report['missing_keys'])} of {config.encoder}.")
     width, length = model.config.hidden_size, model.config.max_position_embeddings
@@ -312,4 +307,18 @@ def _load_transformer(config: TextConfig, folder: Path) -> tuple[Any, Any]:
         raise TextError(f"the text encoder in {folder} is {width} wide; the configuration says {config.dim}.")
     if config.max_tokens > length:
         raise TextError(f"the text encoder in {folder} takes {length} tokens; max_tokens is {config.max_tokens}.")
-    return tokenizer, model.eval().requires_grad_(False)
+    return tokenizer, model.float().eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """Without the library's bars and its list of unused weights (CLIP's image tower): what matters is checked here."""
+    bars, verbosity = library.is_progress_bar_enabled(), library.get_verbosity()
+    library.disable_progress_bar()
+    library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -212,6 +213,21 @@ def test_autocast_does_not_change_the_states(encoder: TextEncoder) -> None:
 
 def test_moving_returns_the_encoder(encoder: TextEncoder) -> None:
     assert encoder.to("cpu") is encoder
+
+
+def test_a_whole_clip_gives_its_text_towers_states(clip_folder: Path, tmp_path: Path) -> None:
+    """The hub's CLIP holds an image tower too, which is left out."""
+    transformers = pytest.importorskip("transformers")
+    tower = transformers.CLIPTextModel.from_pretrained(clip_folder)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    config = transformers.CLIPConfig(text_config=tower.config.to_dict(), vision_config=vision, projection_dim=32)
+    whole = transformers.CLIPModel(config)
+    whole.text_model.load_state_dict(getattr(tower, "text_model", tower).state_dict())
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "whole"))
+    whole.save_pretrained(folder)
+    settings_ = {"encoder": "clip-l", "dim": 32, "max_tokens": 12}
+    expected = load_text_encoder(TextConfig(path=str(clip_folder), **settings_)).encode(PROMPTS)
+    assert torch.equal(load_text_encoder(TextConfig(path=str(folder), **settings_)).encode(PROMPTS).tokens, expected.tokens)
 
 
 # --- toy -----------------------------------------------------------------------------------------------------------
