@@ -30,7 +30,7 @@ CONFIG_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = "lock.json"
-# A lock written on another computer (a shared disk) is dead when it was not refreshed for so long.
+# Where the writer cannot be asked (another computer on a shared disk), its lock is dead when not refreshed for so long.
 FOREIGN_LOCK_SECONDS = 900.0
 _REFRESH_SECONDS = 30.0
 _FIGURE_NAME = re.compile(r"[\w][\w.-]*")
@@ -314,7 +314,7 @@ def _clear_dead_lock(lock: Path) -> None:
     except FileNotFoundError:
         return
     if _holder_lives(data, age):
-        raise RunError(f"another process writes to the run {lock.parent}; stop it, or delete {lock} if there is none.")
+        raise RunError(f"the run {lock.parent} is open for writing already; close that one, or delete {lock} if there is none.")
     # Two processes may have come here. Rename is atomic, so one of them gets the file; if that was already the other's
     # new lock, it is given back.
     taken = lock.with_name(f".{lock.name}.{uuid.uuid4().hex[:8]}")
@@ -334,7 +334,7 @@ def _holder_lives(data: bytes, age: float) -> bool:
         pid, started, host = int(holder["pid"]), holder["started"], holder["host"]
     except (ValueError, KeyError, TypeError):
         return age < _REFRESH_SECONDS  # empty for the instant between its creation and its writing, else damaged
-    if host != socket.gethostname():
+    if host != socket.gethostname() or os.name != "posix":  # elsewhere signal 0 is not a question
         return age < FOREIGN_LOCK_SECONDS
     try:
         os.kill(pid, 0)
