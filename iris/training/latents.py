@@ -16,9 +16,11 @@ from tqdm.auto import tqdm
 from iris.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from iris.data.base import Example, ImageDataset
 from iris.nn.autoencoder import WaveletVAE
+from iris.rng import rng_for
 from iris.text import TextEncoder
 from iris.training.batches import LatentDataset, to_images
 
+PHRASING = 12  # purpose of the random stream that chooses phrasings
 Captions = Callable[[Example], tuple[str, ...]]
 
 
@@ -33,9 +35,12 @@ def class_captions(example: Example) -> tuple[str, ...]:
 
 
 def encode_dataset(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDataset, captions: Captions = written_captions,
-                   folder: Path | None = None, batch_size: int = 64) -> LatentDataset:
-    """Latents and text states of every example; read back from `folder` when it holds those of the same data and weights."""
-    key = {"data": f"{dataset.name}:{len(dataset)}", "captions": captions.__name__, "text": repr(text_encoder.config),
+                   folder: Path | None = None, captions_per_image: int = 3, batch_size: int = 64) -> LatentDataset:
+    """Latents and text states of every example; read back from `folder` when it holds those of the same data and weights.
+
+    At most `captions_per_image` phrasings are kept of each: the first, and others drawn by the example's index.
+    """
+    key = {"data": f"{dataset.name}:{len(dataset)}", "captions": f"{captions.__name__}:{captions_per_image}", "text": repr(text_encoder.config),
            "autoencoder": _digest(autoencoder)}
     if folder is not None and (folder / "config.json").exists():
         try:
@@ -44,11 +49,17 @@ def encode_dataset(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: 
                 return LatentDataset(**stored.tensors["dataset"])
         except CheckpointError:
             pass  # a damaged cache is made again
-    result = _encode(autoencoder, text_encoder, dataset, captions, batch_size)
+    result = _encode(autoencoder, text_encoder, dataset, lambda index, example: _choose(captions(example), captions_per_image, index), batch_size)
     if folder is not None:
         tensors = {name: getattr(result, name) for name in ("latents", "tokens", "mask", "captions")}
         write_checkpoint(folder, key, {"dataset": tensors}, shard_bytes=1 << 30)
     return result
+
+
+def _choose(phrasings: tuple[str, ...], count: int, index: int) -> tuple[str, ...]:
+    """The first phrasing and `count` - 1 others."""
+    others = torch.randperm(len(phrasings) - 1, generator=rng_for(PHRASING, index))[: count - 1] + 1 if len(phrasings) > count else range(1, len(phrasings))
+    return (phrasings[0], *(phrasings[int(other)] for other in others))
 
 
 def _digest(autoencoder: WaveletVAE) -> str:
@@ -59,15 +70,16 @@ def _digest(autoencoder: WaveletVAE) -> str:
 
 
 @torch.no_grad()
-def _encode(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDataset, captions: Captions, batch_size: int) -> LatentDataset:
+def _encode(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDataset, phrasings: Callable[[int, Example], tuple[str, ...]],
+            batch_size: int) -> LatentDataset:
     device = next(autoencoder.parameters()).device
     autoencoder.eval()
     rows: dict[str, int] = {}
     latents, caption_rows = [], []
     for start in tqdm(range(0, len(dataset), batch_size), desc="encoding images", unit="batch"):
-        examples = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-        latents.append(autoencoder.encode(to_images(np.stack([example.image for example in examples])).to(device)).cpu())
-        caption_rows += [[rows.setdefault(caption, len(rows)) for caption in captions(example)] for example in examples]
+        examples = {index: dataset[index] for index in range(start, min(start + batch_size, len(dataset)))}
+        latents.append(autoencoder.encode(to_images(np.stack([example.image for example in examples.values()])).to(device)).cpu())
+        caption_rows += [[rows.setdefault(caption, len(rows)) for caption in phrasings(*item)] for item in examples.items()]
     width = max(map(len, caption_rows))
     padded = torch.tensor([row + [-1] * (width - len(row)) for row in caption_rows])
     tokens, masks = _encode_captions(text_encoder, list(rows))
