@@ -108,6 +108,22 @@ def test_the_interval_of_kernel_distance_covers_the_true_value():
     assert hits >= 88
 
 
+def test_pairs_are_left_out_where_they_would_bias():
+    rng = torch.Generator().manual_seed(3)
+    a = torch.randn(30, 6, generator=rng)
+    same = metrics.kernel_distance(a, a, paired=True)
+    assert same.value == pytest.approx(0, abs=1e-12) and same.interval == pytest.approx((0, 0), abs=1e-12)
+    assert metrics.kernel_distance(a, a).value < -0.05   # what pairs do when they are counted
+    # Shuffled, pairs are strangers: both forms estimate the same thing, and the paired one is a double loop as well.
+    b = a[torch.randperm(30, generator=rng)] + 0.5
+    x, y = a.double().numpy(), b.double().numpy()
+    kernel = lambda p, q: (float(p @ q) / 6 + 1) ** 3  # noqa: E731
+    slow = sum(kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(x[j], y[i]) for i in range(30) for j in range(30) if i != j)
+    assert metrics.kernel_distance(a, b, paired=True).value == pytest.approx(slow / (30 * 29), abs=1e-12)
+    with pytest.raises(ValueError, match="pairs"):
+        metrics.kernel_distance(a, b[:-1], paired=True)
+
+
 def test_kernel_distance_repeats_and_refuses_what_it_cannot_use():
     a, b = torch.randn(8, 3), torch.randn(8, 3)
     assert metrics.kernel_distance(a, b, seed=3) == metrics.kernel_distance(a, b, seed=3)

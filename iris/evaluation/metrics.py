@@ -89,14 +89,19 @@ def _require_same_shape(images: Tensor, reference: Tensor) -> None:
 # ---------------------------------------------------------------------------------------------------- distances of features
 
 
-def kernel_distance(features_a: Tensor, features_b: Tensor, resamples: int = 200, seed: int = 0, level: float = 0.95) -> Estimate:
+def kernel_distance(features_a: Tensor, features_b: Tensor, resamples: int = 200, seed: int = 0, level: float = 0.95,
+                    paired: bool = False) -> Estimate:
     """Kernel distance (KID) of two sets of features [N, D] and [M, D]: the unbiased MMD^2 with k(x, y) = (x.y / D + 1)^3.
 
     MMD^2 = mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j)
-    (Gretton et al. 2012, equation 3; Binkowski et al. 2018). Unbiased: it may be below zero when the two sets are alike.
+    (Gretton et al. 2012, lemma 6; Binkowski et al. 2018). Unbiased: it may be below zero when the two sets are alike.
 
-    The interval is a bootstrap over both sets. A picture that is drawn twice is not compared with itself, which would bias the
-    resampled values upwards: with w the multiplicities, the resampled mean is sum_{i != j} w_i w_j k_ij / sum_{i != j} w_i w_j.
+    paired=True: a_i belongs to b_i (a picture and its reconstruction, or both of one caption). Such pairs are more alike than
+    two strangers and would push the value below zero, so they are left out of the last mean too (Gretton's equation 3 for
+    m = n); a set against itself is then exactly 0.
+
+    The interval is a bootstrap over both sets (over pairs, if paired). An item that is drawn twice is not compared with itself,
+    which would bias the resampled values: with w the multiplicities, a mean is sum_{i != j} w_i w_j k_ij / sum_{i != j} w_i w_j.
     When the two sets come from one distribution the interval is wider than it need be (the statistic is degenerate there).
 
     Computed in float64 and in blocks of rows, so memory is linear in N. Raises ValueError for fewer than 2 features a set.
@@ -104,10 +109,13 @@ def kernel_distance(features_a: Tensor, features_b: Tensor, resamples: int = 200
     a, b = _as_features(features_a), _as_features(features_b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features have {a.shape[1]} and {b.shape[1]} dimensions; both sets must come from one feature network.")
+    if paired and len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} features; pairs need as many of one as of the other.")
     rng = np.random.default_rng(seed)
-    # The first row of weights is 1 everywhere: the plain estimate. The others are bootstrap multiplicities.
-    weights_a, weights_b = (_multiplicities(len(x), resamples, rng) for x in (a, b))
-    values = _mean_within(a, weights_a) + _mean_within(b, weights_b) - 2 * _mean_between(a, b, weights_a, weights_b)
+    weights_a = _multiplicities(len(a), resamples, rng)
+    weights_b = weights_a if paired else _multiplicities(len(b), resamples, rng)
+    within = _mean_without_pairs(a, a, weights_a) + _mean_without_pairs(b, b, weights_b)
+    values = within - 2 * (_mean_without_pairs(a, b, weights_a) if paired else _mean_of_all(a, b, weights_a, weights_b))
     value = float(values[0])
     return Estimate(value, _percentiles(values[1:].numpy(), level) if resamples else (value, value))
 
@@ -120,7 +128,7 @@ def _as_features(features: Tensor) -> Tensor:
 
 
 def _multiplicities(count: int, resamples: int, rng: np.random.Generator) -> Tensor:
-    """[1 + resamples, count]: ones, then how often each item is drawn in each resample of `count` items."""
+    """[1 + resamples, count]: ones (the plain estimate), then how often each item is drawn in each resample of `count` items."""
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     return torch.from_numpy(np.concatenate([np.ones((1, count)), drawn]).astype(np.float64))
 
@@ -134,14 +142,16 @@ def _weighted_kernel_sums(x: Tensor, y: Tensor, weights_x: Tensor, weights_y: Te
     return total
 
 
-def _mean_within(x: Tensor, weights: Tensor) -> Tensor:
-    diagonal = (x.square().sum(1) / x.shape[1] + 1) ** 3
+def _mean_without_pairs(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """sum_{i != j} w_i w_j k(x_i, y_j) / sum_{i != j} w_i w_j for every row of weights, [R]."""
+    diagonal = ((x * y).sum(1) / x.shape[1] + 1) ** 3
     squares = weights.square()
     pairs = weights.sum(1).square() - squares.sum(1)
-    return (_weighted_kernel_sums(x, x, weights, weights) - squares @ diagonal) / pairs
+    # A tiny set can be drawn as one item many times: no pair is left, and the mean is nan (such resamples are skipped).
+    return (_weighted_kernel_sums(x, y, weights, weights) - squares @ diagonal) / pairs
 
 
-def _mean_between(x: Tensor, y: Tensor, weights_x: Tensor, weights_y: Tensor) -> Tensor:
+def _mean_of_all(x: Tensor, y: Tensor, weights_x: Tensor, weights_y: Tensor) -> Tensor:
     return _weighted_kernel_sums(x, y, weights_x, weights_y) / (weights_x.sum(1) * weights_y.sum(1))
 
 
@@ -204,5 +214,5 @@ def median_spread(values: Sequence[float] | Tensor | np.ndarray) -> Estimate:
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
+    low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)

@@ -1,0 +1,96 @@
+"""Measuring from the command line:
+
+    python -m iris.evaluation quality demo/models/NAME --json
+    python -m iris.evaluation footprint tiny --json
+
+Progress goes to stderr, so the JSON can be piped.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+Model = Annotated[str, typer.Argument(help="a checkpoint folder or hub id; for footprint also nano, micro, tiny, small or base")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of lines")]
+
+
+@app.command()
+def quality(
+    model: Model,
+    json_: AsJson = False,
+    data: Annotated[str, typer.Option(help="data source, such as scenes, emoji:all or scenes+emoji; the model's own by default")] = "",
+    scenes: Annotated[int, typer.Option(min=0, help="held-out scenes of each kind")] = 64,
+    pictures: Annotated[int, typer.Option(min=0, help="held-out pictures to reconstruct")] = 256,
+    samples: Annotated[int, typer.Option(min=0, help="pictures drawn for the kernel distance")] = 512,
+    retrieved: Annotated[int, typer.Option(min=0, help="pictures drawn for retrieval, of each split")] = 64,
+    num_steps: Annotated[int | None, typer.Option(help="solver steps; the model's default by default")] = None,
+    num_iterations: Annotated[str | None, typer.Option(help="core iterations, or auto; the model's default by default")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="guidance; the model's default by default")] = None,
+    seed: int = 0,
+    batch_size: Annotated[int, typer.Option(min=1, max=64)] = 16,
+) -> None:
+    """Reconstruction, scenes read back from pixels, kernel distance of samples, retrieval; 0 leaves a part out."""
+    def measure() -> dict[str, Any]:
+        from iris.evaluation.quality import measure_quality, to_plain
+        from iris.pipeline import IRISPipeline
+
+        depth = int(num_iterations) if num_iterations and num_iterations.isdigit() else num_iterations
+        return to_plain(measure_quality(IRISPipeline.from_pretrained(model), data, scenes, pictures, samples, retrieved, seed, batch_size,
+                                        num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale))
+
+    _report(measure, json_)
+
+
+@app.command()
+def footprint(
+    model: Model,
+    json_: AsJson = False,
+    memory: Annotated[bool, typer.Option(help="also measure whole processes: some seconds each")] = True,
+    num_steps: Annotated[int, typer.Option(min=1, help="solver steps of the picture whose memory is measured")] = 4,
+    num_iterations: Annotated[int, typer.Option(min=1, help="core iterations of that picture")] = 8,
+) -> None:
+    """Parameters, bytes and FLOPs by part, and the peak memory of fresh processes with, without and of only the text encoder."""
+    def measure() -> dict[str, Any]:
+        from dataclasses import asdict
+
+        from iris.evaluation.footprint import measure_footprint, peak_memory
+
+        result = measure_footprint(model).to_dict()
+        if memory:
+            result["process_memory"] = {f"{text}_text_encoder": asdict(peak_memory(model, num_steps, num_iterations, text))
+                                        for text in ("with", "without", "only")}
+        return result
+
+    _report(measure, json_)
+
+
+def _report(measure: Any, as_json: bool) -> None:
+    """Print what was measured; what a person can mend is said in one sentence, with exit status 2."""
+    try:
+        result = measure()
+    except ValueError as error:   # every error of iris that is meant for people is one
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(json.dumps(result, indent=2, allow_nan=False) if as_json else "\n".join(_lines(result)))
+
+
+def _lines(value: Any, path: str = "") -> list[str]:
+    """One line a figure: its path, its value and, in brackets, its interval."""
+    if isinstance(value, dict) and set(value) == {"value", "interval"}:
+        low, high = value["interval"]
+        return [f"{path}: {_number(value['value'])} [{_number(low)} .. {_number(high)}]"]
+    if isinstance(value, dict):
+        return [line for key, item in value.items() for line in _lines(item, f"{path}.{key}" if path else key)]
+    return [f"{path}: {_number(value)}"]
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    app()

