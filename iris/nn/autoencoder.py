@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,11 +76,23 @@ def _decoder(config: AutoencoderConfig, bands: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.GroupNorm(1, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], bands, 3, padding=1))
 
 
+def _coarse_first(levels: int) -> list[int]:
+    """Channels of `haar_packets` of an RGB image from coarse to fine.
+
+    A packet's block number has one base-4 digit a level, the coarsest level first; pictures have their energy where the
+    fine levels are LL, so those digits decide the order: the number is read backwards.
+    """
+    backwards = np.arange(4**levels).reshape([4] * levels).transpose().flatten()
+    return [3 * block + channel for block in backwards.tolist() for channel in range(3)]
+
+
 def _shortcuts(config: AutoencoderConfig, levels: int) -> tuple[nn.Conv2d, nn.Conv2d]:
     """Linear maps tile -> latents and back; at first they keep the coarsest packet coefficients and are each other's inverse."""
     tile, latent = 3 * 4**levels, config.latent_channels
     into, out = nn.Conv2d(tile, latent, 1), nn.Conv2d(latent, tile, 1)
-    kept = torch.eye(latent, tile)[:, :, None, None] * 2.0**-levels  # a pixel's range, as the first latent channels see it
+    kept = torch.zeros(latent, tile, 1, 1)
+    for row, packet in enumerate(_coarse_first(levels)[:latent]):
+        kept[row, packet] = 2.0**-levels  # a pixel's range, as the first latent channels see it
     with torch.no_grad():
         into.weight.copy_(kept)
         out.weight.copy_(kept.transpose(0, 1) * 4.0**levels)

@@ -1,0 +1,79 @@
+"""What several test modules share: one thread, the nano model with random weights everywhere, and a pipeline of it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iris.config import IRISConfig, preset
+from iris.nn.autoencoder import WaveletVAE
+from iris.nn.generator import Generator
+from iris.pipeline import IRISPipeline, SamplingDefaults
+from iris.text import load_text_encoder
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def randomise(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
+    """Add noise to every parameter, so that no zero-initialised weight hides a path; returns the module."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype))
+    return module
+
+
+def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers that are the same in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def build_generator(config: IRISConfig, seed: int = 0) -> Generator:
+    """A generator whose every weight is random."""
+    torch.manual_seed(seed)
+    return randomise(Generator(config.generator), seed)
+
+
+def subprocess_environment() -> dict[str, str]:
+    """The environment for a Python process that imports this repository, on one thread and without a GPU."""
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def nano() -> IRISConfig:
+    """The configuration that tests use."""
+    return preset("nano")
+
+
+@pytest.fixture(scope="session")
+def _random_generator() -> Generator:
+    return build_generator(preset("nano"))
+
+
+@pytest.fixture
+def generator(_random_generator: Generator) -> Generator:
+    """A nano generator with random weights everywhere; each test has its own copy."""
+    return copy.deepcopy(_random_generator)
+
+
+@pytest.fixture
+def generator64(generator: Generator) -> Generator:
+    """The same in float64, where laws hold to many digits."""
+    return generator.double()
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> IRISPipeline:
+    """A nano pipeline with random weights; tests must not change it. Its pictures are noise, but not saturated noise."""
+    config = preset("nano")
+    torch.manual_seed(0)
+    autoencoder = randomise(WaveletVAE(config.autoencoder), scale=0.02)
+    defaults = SamplingDefaults(num_steps=3, num_iterations=3, guidance_scale=2.0)
+    return IRISPipeline(config, autoencoder, build_generator(config), load_text_encoder(config.text), defaults)
