@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ def load_pictures(data: str, config: IRISConfig, limit: int = 0, held_out_limit:
 
 
 def plan_training(train_steps: int, minutes: float, batch_size: int, learning_rate: float, precision: str = "auto", seed: int = 0) -> TrainConfig:
-    """A TrainConfig whose warm-up, logging and evaluation suit its length: 5 % warm-up up to 200 steps, 200 rows, 20 evaluations."""
+    """A TrainConfig whose warm-up, logging and evaluation suit its length: 5 % warm-up up to 200 steps, 200 rows, at most 20 evaluations."""
     return TrainConfig(train_steps=train_steps, minutes=minutes, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
                        warmup_steps=min(200, max(1, train_steps // 20)), log_every=min(50, max(1, train_steps // 200)),
-                       eval_every=max(1, train_steps // 20))
+                       eval_every=max(10, train_steps // 20))
 
 
 def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: str, start_over: bool = False) -> Run:
@@ -68,16 +69,17 @@ def find_start(candidates: list[str], config: IRISConfig, needs: tuple[str, ...]
 
 
 def start_with_autoencoder(candidates: list[str], config: IRISConfig, data: tuple[ImageDataset, ImageDataset], train: TrainConfig,
-                           folder: str | Path, on_log: OnLog | None = None) -> Start:
+                           folder: str | Path, watch: Callable[[Run], OnLog] | None = None, start_over: bool = False) -> Start:
     """The first usable candidate; where there is none, an autoencoder trained here and now, in `folder`, by the recipe `train`.
 
-    So a stage can be run alone, in an empty folder too. Only the generator's stages need this: stage 5 needs a teacher.
+    So a stage can be run alone, in an empty folder too. `watch` makes the `on_log` of that training from its run. Stage 5 needs a
+    teacher instead: `require_generator`.
     """
     found = find_start(candidates, config, ("autoencoder",))
     if found is not None:
         return found
-    with Run.open(folder, {"model": config.to_dict(), "data": data[0].name, "recipe": train.recipe()}) as run:
-        result = train_autoencoder(config, *data, train, run, on_log=on_log)
+    with open_run(folder, config, train, data[0].name, start_over) as run:
+        result = train_autoencoder(config, *data, train, run, on_log=watch(run) if watch else None)
     return Start(result.pipeline_path, f"no earlier stage was found, so an autoencoder was trained for {result.summary['step']:,} steps first.")
 
 

@@ -1,0 +1,142 @@
+"""What every notebook does with a finished run: load its model, show it in rows of pictures, keep figures, leave a summary."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from iris.checkpoint import load_module, read_checkpoint
+from iris.config import IRISConfig
+from iris.data import Example, ImageDataset, caption_scene, check_scene, load_dataset_by_name
+from iris.evaluation.metrics import psnr
+from iris.evaluation.quality import SCENE_FACTS, scene_specs
+from iris.evaluation.style import save_figure
+from iris.nn.autoencoder import WaveletVAE
+from iris.pipeline import IRISPipeline, from_pil, to_pil
+from iris.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# --- the run's own record ------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    """The computer in a few words, e.g. "Tesla T4, 2 CPU cores, Python 3.11, torch 2.13.0"."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{cores} CPU core{'s' if cores > 1 else ''}, Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
+
+
+def keep_figure(run: Run, name: str, figure: Figure) -> Figure:
+    """Save the figure as RUN/figures/NAME.png and give it back, so that the last line of a cell shows it."""
+    save_figure(figure, run.figure_path(name), dpi=110)
+    return figure
+
+
+def close_run(run: Run, notebook: str, reading: Sequence[str], **figures: Any) -> None:
+    """Add `figures` and the `reading` (sentences) to the run's summary, print the reading, and give the folder back.
+
+    The entry "notebook" is written here alone: a summary without it belongs to a notebook that did not reach its end.
+    """
+    run.write_summary({**run.summary(), **figures, "reading": list(reading), "machine": machine(), "notebook": notebook})
+    run.close()
+    print("\n".join(reading))
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown: the first column left, figures right."""
+    align = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, align, *rows))
+
+
+# --- models and pictures -------------------------------------------------------------------------------------------
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_pipeline(folder: str | Path) -> IRISPipeline:
+    """A model folder or hub id as a pipeline, on the GPU where there is one."""
+    return IRISPipeline.from_pretrained(folder, _device())
+
+
+def load_autoencoder(folder: str | Path) -> WaveletVAE:
+    """The autoencoder of a model folder, which needs no generator, on the GPU where there is one."""
+    stored = read_checkpoint(folder, ["autoencoder"])
+    autoencoder = WaveletVAE(IRISConfig.from_dict(stored.config).autoencoder)
+    load_module(autoencoder, stored.tensors["autoencoder"])
+    return autoencoder.eval().requires_grad_(False).to(_device())
+
+
+def first_examples(dataset: ImageDataset, count: int = 8) -> list[Example]:
+    """The first `count` examples of a data set, or all of a smaller one."""
+    return [dataset[index] for index in range(min(count, len(dataset)))]
+
+
+def load_pictures_for(pipe: IRISPipeline, data: str, split: str = "held_out", limit: int = 500) -> ImageDataset:
+    """Pictures of the source `data` at the size that the model draws."""
+    return load_dataset_by_name(data, pipe.image_size, split, limit)
+
+
+@torch.inference_mode()
+def reconstruct(folder: str | Path, images: Sequence[np.ndarray]) -> list[Image.Image]:
+    """uint8 pictures through the autoencoder of a model folder and back."""
+    autoencoder = load_autoencoder(folder)
+    return to_pil(autoencoder.decode(autoencoder.encode(from_pil([Image.fromarray(image) for image in images]).to(_device()))))
+
+
+def reconstruction_psnr(before: Sequence[np.ndarray], after: Sequence[Image.Image]) -> list[float]:
+    """PSNR in dB of each reconstruction."""
+    return psnr(from_pil(list(after)), from_pil([Image.fromarray(image) for image in before])).tolist()
+
+
+# --- rows of samples -----------------------------------------------------------------------------------------------
+
+
+def rows_of_samples(pipes: Sequence[IRISPipeline], prompts: Sequence[str], names: Sequence[str], seed: int = 0) -> tuple[list[Image.Image], list[str]]:
+    """One row a model, the same prompts and seeds: pictures and captions for `image_grid` with one column a prompt."""
+    images, captions = [], []
+    for pipe, name in zip(pipes, names, strict=True):
+        images += pipe(list(prompts), seed=_seeds(prompts, seed)).images
+        captions += [f"{name}: {prompt}" for prompt in prompts]
+    return images, captions
+
+
+def few_step_rows(teacher: IRISPipeline, student: IRISPipeline, prompts: Sequence[str], guidance_scale: float,
+                  seed: int = 0) -> tuple[list[Image.Image], list[str]]:
+    """The teacher at 16 steps and at one, the student at one, two and four: one row each, same prompts and seeds."""
+    images, captions = [], []
+    plan = [("teacher", teacher, 16, guidance_scale), ("teacher", teacher, 1, guidance_scale), *(("student", student, n, None) for n in (1, 2, 4))]
+    for name, pipe, num_steps, scale in plan:
+        images += pipe(list(prompts), num_steps=num_steps, guidance_scale=scale, seed=_seeds(prompts, seed)).images
+        captions += [f"{name}, {num_steps} step{'s' if num_steps > 1 else ''}: {prompt}" for prompt in prompts]
+    return images, captions
+
+
+def steps_by_iterations(pipe: IRISPipeline, prompt: str, steps: Sequence[int], iterations: Sequence[int], seed: int = 0,
+                        **arguments: Any) -> list[list[Image.Image]]:
+    """One prompt and seed at every (solver steps, core iterations): pictures[row of steps][column of iterations]."""
+    return [[pipe(prompt, num_steps=count, num_iterations=depth, seed=seed, **arguments).images[0] for depth in iterations] for count in steps]
+
+
+def _seeds(prompts: Sequence[str], seed: int) -> list[int]:
+    return list(range(seed, seed + len(prompts)))
+
+
+def judged_scenes(pipe: IRISPipeline, each: int = 2, seed: int = 0, **arguments: Any) -> tuple[list[Image.Image], list[str]]:
+    """`each` held-out scenes of every kind, drawn, with "right" or "wrong" by the checker before the caption."""
+    scenes = [spec for specs in scene_specs(pipe.image_size, each).values() for spec in specs]
+    prompts = [caption_scene(spec)[0] for spec in scenes]
+    images = pipe(prompts, seed=_seeds(prompts, seed), **arguments).images
+    reports = [check_scene(np.asarray(image), spec.facts) for image, spec in zip(images, scenes, strict=True)]
+    return images, [f"{'right' if SCENE_FACTS['right'](report) else 'wrong'}: {prompt}" for report, prompt in zip(reports, prompts, strict=True)]

