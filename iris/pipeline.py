@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,10 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """Pictures and all it takes to make them again. `iterations[i]` lists the core iterations of picture i at every step."""
+    """Pictures and all it takes to make them again.
+
+    `iterations[i]` lists the core iterations of picture i at every call of the network: one a step, two with Heun.
+    """
 
     images: list[Image.Image]
     prompts: list[str]
@@ -89,14 +93,14 @@ def _number(name: str, value: object, kind: type) -> Any:
     whole = isinstance(value, (int, np.integer)) or (isinstance(value, float) and kind is int and value.is_integer())
     fits = not isinstance(value, bool) and (whole or (kind is float and isinstance(value, (float, np.floating))))
     if not fits or not low <= value <= high:
-        raise SamplingError(f"{name} is {value!r}; use {'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}.")
+        raise SamplingError(f"{name} is {shortened(value)}; use {'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}.")
     return kind(value)
 
 
 def _seed(value: object) -> int:
     whole = isinstance(value, (int, np.integer)) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or not 0 <= value <= MAX_SEED:
-        raise SamplingError(f"seed is {value!r}; use a whole number from 0 to {MAX_SEED}.")
+        raise SamplingError(f"seed is {shortened(value)}; use a whole number from 0 to {MAX_SEED}.")
     return int(value)
 
 
@@ -185,7 +189,7 @@ class IRISPipeline:
         depth = self.defaults.num_iterations if num_iterations is None else num_iterations
         name = self.defaults.sampler if sampler is None else sampler
         if not isinstance(name, str) or name not in SAMPLERS:
-            raise SamplingError(f"sampler is {name!r}; use one of {', '.join(SAMPLERS)}.")
+            raise SamplingError(f"sampler is {shortened(name)}; use one of {', '.join(SAMPLERS)}.")
         return _Request(
             prompts, clean_prompt(negative_prompt) if negative_prompt else None, self._seeds(seed, len(prompts), count),
             _number("num_steps", self.defaults.num_steps if num_steps is None else num_steps, int),
@@ -251,7 +255,10 @@ class IRISPipeline:
         autoencoder, generator = WaveletVAE(config.autoencoder), Generator(config.generator)
         load_module(autoencoder, stored.tensors["autoencoder"])
         load_module(generator, stored.tensors["generator"])
-        defaults = SamplingDefaults(**stored.metadata.get("defaults", {}))
+        try:
+            defaults = SamplingDefaults(**stored.metadata.get("defaults", {}))
+        except TypeError:
+            raise CheckpointError(f"the sampling defaults in {folder} are not those this version knows.") from None
         pipeline = cls(config, autoencoder, generator, load_text_encoder(config.text), defaults, {**stored.metadata, "hash": manifest_hash(folder)})
         return pipeline.to(device) if device is not None else pipeline
 

@@ -75,5 +75,6 @@ def pipeline() -> IRISPipeline:
     config = preset("nano")
     torch.manual_seed(0)
     autoencoder = randomise(WaveletVAE(config.autoencoder), scale=0.02)
+    autoencoder.calibrate(torch.zeros(8), torch.full((8,), 0.05))
     defaults = SamplingDefaults(num_steps=3, num_iterations=3, guidance_scale=2.0)
     return IRISPipeline(config, autoencoder, build_generator(config), load_text_encoder(config.text), defaults)

@@ -1,0 +1,299 @@
+"""Laws of the losses: the draw holds all chance, the loss is its written formula, a share of the batch is a share of the loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_generator, randomise, seeded
+from torch import Tensor, nn
+
+from iris.config import ConfigError, GeneratorConfig, preset
+from iris.flow import interpolate
+from iris.nn.autoencoder import WaveletVAE
+from iris.nn.generator import INITIAL_STATE_STD, Generator
+from iris.nn.haar import haar_idwt2
+from iris.rng import rng_for
+from iris.training.batches import LatentBatch, each_tensor
+from iris.training.losses import (
+    ConsistencyDraw,
+    ConsistencyLoss,
+    FlowDraw,
+    ReconstructionDraw,
+    ReconstructionLoss,
+    RectifiedFlowLoss,
+    consistency_partner,
+    sample_depth,
+    t_bin,
+)
+
+CONFIG = preset("nano").generator
+
+
+def batch(count: int = 4, dtype: torch.dtype = torch.float32) -> LatentBatch:
+    return LatentBatch(seeded(count, 8, 8, 8, seed=1, dtype=dtype), seeded(count, 16, 32, seed=2, dtype=dtype), torch.arange(16)[None] < torch.arange(3, 3 + count)[:, None])
+
+
+def double(draw):
+    return each_tensor(draw, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+class Field(nn.Module):
+    """A velocity field given as a function of z and t, with a generator's signature; remembers how it was called."""
+
+    def __init__(self, field, config: GeneratorConfig = CONFIG) -> None:
+        super().__init__()
+        self.field, self.config = field, config
+        self.calls: list[tuple] = []
+
+    def forward(self, z, t, *rest):
+        self.calls.append(rest)
+        return self.field(z, t)
+
+
+# --- random depth ------------------------------------------------------------------------------------------------------
+
+
+def test_random_depth_has_the_quantiles_of_its_law() -> None:
+    rng = rng_for(0)
+    depths = np.array([sample_depth(rng, 8) for _ in range(20_000)])
+    assert np.quantile(depths, [0.05, 0.5, 0.95]).tolist() == [3, 8, 19]
+    assert depths.min() >= 1 and depths.max() <= 32 and abs(depths.mean() - 9) < 0.2
+    assert max(sample_depth(rng, 2) for _ in range(2000)) == 8
+
+
+def test_depth_depends_on_its_stream_alone() -> None:
+    assert [sample_depth(rng_for(3, step), 8) for step in range(20)] == [sample_depth(rng_for(3, step), 8) for step in range(20)]
+
+
+def test_bins_of_t_cover_the_unit_interval() -> None:
+    assert t_bin(torch.tensor([0.0, 0.124, 0.126, 0.5, 0.99, 1.0])).tolist() == [0, 0, 1, 4, 7, 7]
+
+
+# --- all three losses --------------------------------------------------------------------------------------------------
+
+
+def reconstruction() -> tuple[nn.Module, ReconstructionLoss, ReconstructionDraw]:
+    vae, loss = randomise(WaveletVAE(preset("nano").autoencoder), scale=0.02).double(), ReconstructionLoss(None)
+    return vae, loss, double(loss.draw(vae, seeded(4, 3, 32, 32).clamp(-1, 1), rng_for(0)))
+
+
+def flow(**options) -> tuple[Generator, RectifiedFlowLoss, FlowDraw]:
+    generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(**options)
+    return generator, loss, double(loss.draw(generator, batch(), rng_for(0)))
+
+
+def consistency(**options) -> tuple[Generator, ConsistencyLoss, ConsistencyDraw]:
+    generator = build_generator(preset("nano"), seed=1).double()
+    loss = ConsistencyLoss(build_generator(preset("nano")).double(), 3.0, **options)
+    loss.at_step(0)
+    return generator, loss, double(loss.draw(generator, batch(), rng_for(0)))
+
+
+LOSSES = {"reconstruction": reconstruction, "flow": flow, "consistency": consistency}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_of_a_draw_is_the_mean_over_its_shares(name: str) -> None:
+    """What lets several processes share one draw."""
+    module, loss, draw = LOSSES[name]()
+    halves = [each_tensor(draw, lambda tensor, half=half: tensor.chunk(2)[half]) for half in (0, 1)]
+    whole, parts = loss(module, draw), [loss(module, half) for half in halves]
+    torch.testing.assert_close(whole.loss, (parts[0].loss + parts[1].loss) / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(whole.per_sample, torch.cat([part.per_sample for part in parts]), rtol=1e-10, atol=1e-14)
+    assert not whole.per_sample.requires_grad and all(not value.requires_grad for value in whole.logs.values())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_chance_is_in_the_draw_alone(name: str) -> None:
+    module, loss, draw = LOSSES[name]()
+    again = LOSSES[name]()[2]
+    for field in dataclasses.fields(draw):
+        first, second = getattr(draw, field.name), getattr(again, field.name)
+        assert torch.equal(first, second) if isinstance(first, Tensor) else first == second
+    torch.manual_seed(1)
+    value = loss(module, draw).loss
+    torch.manual_seed(2)
+    assert torch.equal(loss(module, draw).loss, value)
+
+
+# --- stage 1 -----------------------------------------------------------------------------------------------------------
+
+
+class Copy(nn.Module):
+    """An autoencoder that gives back its input plus `error`."""
+
+    def __init__(self, error: Tensor) -> None:
+        super().__init__()
+        self.error, self.vae = error, WaveletVAE(preset("nano").autoencoder)
+
+    def forward(self, images, noise):
+        return images + self.error, self.vae.posterior(images)
+
+
+def test_a_perfect_reconstruction_costs_only_its_posterior() -> None:
+    images = seeded(2, 3, 32, 32)
+    module, loss = Copy(torch.zeros(())), ReconstructionLoss(None, kl_weight=0.5)
+    output = loss(module, ReconstructionDraw(images, torch.zeros(())))
+    torch.testing.assert_close(output.loss, 0.5 * module.vae.posterior(images).kl().mean())
+    assert all(float(value) == 0 for name, value in output.logs.items() if name != "kl")
+
+
+@pytest.mark.parametrize(("band", "weight"), [(0, 1.0), (1, 2.0), (2, 2.0), (3, 3.0)])
+def test_an_error_in_one_band_is_weighted_as_that_band(band: int, weight: float) -> None:
+    bands = torch.zeros(1, 4, 3, 16, 16)
+    bands[:, band] = 0.2
+    error = haar_idwt2(bands.flatten(1, 2))
+    loss = ReconstructionLoss(None, kl_weight=0.0, square_weight=0.0, band_weight=0.25)
+    output = loss(Copy(error), ReconstructionDraw(seeded(2, 3, 32, 32), torch.zeros(())))
+    torch.testing.assert_close(output.loss, error.abs().mean() + 0.25 * weight * torch.tensor(0.2), rtol=1e-4, atol=0)
+    name = ("band_ll", "band_lh", "band_hl", "band_hh")[band]
+    torch.testing.assert_close(output.logs[name], torch.tensor(0.2), rtol=1e-4, atol=0)
+
+
+def test_squares_and_features_enter_with_their_weights() -> None:
+    class Features:
+        def stages(self, images: Tensor) -> list[Tensor]:
+            return [images, images.flip(1)]
+
+    images, error = seeded(2, 3, 32, 32), 0.3 * seeded(1, 3, 32, 32, seed=5)
+    draw = ReconstructionDraw(images, torch.zeros(()))
+    plain = ReconstructionLoss(None, kl_weight=0.0, square_weight=0.0)(Copy(error), draw)
+    squared = ReconstructionLoss(None, kl_weight=0.0, square_weight=4.0)(Copy(error), draw)
+    torch.testing.assert_close(squared.loss - plain.loss, 4 * error.square().mean(), rtol=1e-4, atol=0)
+    seen = ReconstructionLoss(Features(), kl_weight=0.0, square_weight=0.0, perceptual_weight=0.7)(Copy(error), draw)
+    cosine = nn.functional.cosine_similarity(images + error, images, dim=1)
+    torch.testing.assert_close(seen.loss - plain.loss, 0.7 * (2 - 2 * cosine).mean(), rtol=1e-3, atol=0)
+    assert "perceptual" in seen.logs and "perceptual" not in plain.logs
+
+
+# --- stages 2 to 4 -----------------------------------------------------------------------------------------------------
+
+
+def test_the_true_velocity_costs_nothing_and_another_its_mean_square() -> None:
+    loss = RectifiedFlowLoss()
+    draw = loss.draw(Field(None), batch(), rng_for(0))
+    truth = interpolate(draw.latents, draw.noise, draw.t).velocity
+    assert loss(Field(lambda z, t: truth), draw).loss == 0
+    error = seeded(4, 8, 8, 8, seed=7)
+    output = loss(Field(lambda z, t: truth + error), draw)
+    torch.testing.assert_close(output.per_sample, error.square().mean((1, 2, 3)))
+    torch.testing.assert_close(output.loss, error.square().mean())
+    assert torch.equal(output.groups["t"], t_bin(draw.t)) and set(output.groups["depth"].tolist()) == {draw.depth}
+
+
+def test_the_specifications_weighting_is_an_option_that_reports_the_same_errors() -> None:
+    plain, weighted = RectifiedFlowLoss(), RectifiedFlowLoss(weighting="specification")
+    draw = plain.draw(Field(None), batch(), rng_for(0))
+    a, b = (loss(Field(lambda z, t: torch.zeros_like(z)), draw) for loss in (plain, weighted))
+    torch.testing.assert_close(b.loss, (draw.t / (1 - draw.t) * a.per_sample).mean())
+    assert torch.equal(a.per_sample, b.per_sample)
+    with pytest.raises(ConfigError, match="weighting is 'snr'"):
+        RectifiedFlowLoss(weighting="snr")
+
+
+def test_the_network_is_asked_with_the_draw() -> None:
+    loss = RectifiedFlowLoss(grad_iterations=2)
+    draw, field = loss.draw(Field(None), batch(), rng_for(0)), Field(lambda z, t: z)
+    loss(field, draw)
+    tokens, depth, mask, drop, grad_iterations, state = field.calls[0]
+    assert tokens is draw.tokens and mask is draw.mask and drop is draw.drop and state is draw.state
+    assert depth == draw.depth and grad_iterations == 2
+
+
+def test_captions_are_dropped_at_their_rate_and_states_start_within_huginns() -> None:
+    loss, many = RectifiedFlowLoss(caption_dropout=0.1), batch(1000)
+    draw = loss.draw(Field(None), many, rng_for(0))
+    assert abs(float(draw.drop.float().mean()) - 0.1) < 0.03
+    spread = draw.state.flatten(1).std(1)
+    assert spread.max() < 1.1 * INITIAL_STATE_STD and abs(float(spread.mean()) - INITIAL_STATE_STD / 2) < 0.03
+    assert not RectifiedFlowLoss(caption_dropout=0.0).draw(Field(None), many, rng_for(0)).drop.any()
+
+
+def test_fixed_depth_is_the_configured_one() -> None:
+    loss = RectifiedFlowLoss(random_depth=False)
+    assert {loss.draw(Field(None), batch(), rng_for(step)).depth for step in range(8)} == {CONFIG.mean_iterations}
+    loss = RectifiedFlowLoss()
+    assert len({loss.draw(Field(None), batch(), rng_for(step)).depth for step in range(32)}) > 3
+
+
+# --- stage 5 -----------------------------------------------------------------------------------------------------------
+
+
+def at_times(draw: ConsistencyDraw, t: Tensor, r: Tensor) -> ConsistencyDraw:
+    return dataclasses.replace(draw, t=t.to(draw.t), r=r.to(draw.t))
+
+
+def test_consistency_is_zero_at_the_boundary() -> None:
+    """At t = r = 0 both sides are the data itself, whatever the two networks say."""
+    generator, loss, draw = consistency()
+    zero = torch.zeros(4)
+    output = loss(generator, at_times(draw, zero, zero))
+    assert output.loss == 0 and (output.per_sample == 0).all()
+
+
+def test_consistency_is_zero_for_the_flow_of_one_picture() -> None:
+    """v = (z - x) / t is straight: every point of a path already points to the same data."""
+    data = batch(dtype=torch.float64).latents
+
+    def straight(z: Tensor, t: Tensor) -> Tensor:
+        return (z - data.repeat(len(z) // len(data), 1, 1, 1)) / t.view(-1, 1, 1, 1).clamp_min(1e-9)
+
+    _, loss, draw = consistency()
+    loss.teacher = Field(straight)
+    for stage in (1, 3):
+        assert float(loss(Field(straight), at_times(draw, draw.t, consistency_partner(draw.t, stage))).per_sample.abs().max()) < 1e-12
+
+
+def test_consistency_is_the_pseudo_huber_distance_to_a_stopped_target() -> None:
+    generator, loss, draw = consistency(grad_iterations=2)
+    output = loss(generator, draw)
+    z_t = interpolate(draw.latents, draw.noise, draw.t).z_t
+    with torch.no_grad():
+        text, null = (loss.teacher(z_t, draw.t, draw.tokens, None, draw.mask, torch.full((4,), dropped)) for dropped in (False, True))
+        z_r = z_t + (draw.r - draw.t).view(-1, 1, 1, 1) * (null + 3.0 * (text - null))
+        target = z_r - draw.r.view(-1, 1, 1, 1) * generator(z_r, draw.r, draw.tokens, draw.depth, draw.mask, None, None, draw.state)
+    jump = z_t - draw.t.view(-1, 1, 1, 1) * generator(z_t, draw.t, draw.tokens, draw.depth, draw.mask, None, 2, draw.state)
+    c = 0.00054 * math.sqrt(8 * 8 * 8)
+    distance = ((jump - target).square().flatten(1).sum(1) + c**2).sqrt() - c
+    torch.testing.assert_close(output.per_sample, distance.detach(), rtol=1e-9, atol=1e-12)
+    expected = (distance / (draw.t - draw.r).clamp_min(0.05) / math.sqrt(512)).mean()
+    torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=0)
+    parameters = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    for ours, theirs in zip(torch.autograd.grad(output.loss, parameters, allow_unused=True), torch.autograd.grad(expected, parameters, allow_unused=True), strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in loss.teacher.parameters())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_partner_is_earlier_and_tightens_with_the_stage(stage: int) -> None:
+    t = torch.cat([torch.linspace(0, 1, 401), torch.tensor([1e-6, 1 - 1e-5, 1 - 1e-7])])
+    partner, tighter = consistency_partner(t, stage), consistency_partner(t, stage + 1)
+    assert (partner[t > 0] < t[t > 0]).all() and (partner >= 0).all() and partner.isfinite().all()
+    assert (tighter >= partner).all() and (tighter > partner)[t > 0.5].all()
+    assert partner[0] == 0
+
+
+def test_the_partner_is_that_of_easy_consistency_tuning() -> None:
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    sigma = t / (1 - t)
+    for stage in (0, 2):
+        expected = (sigma - sigma / 4 ** (stage + 1) * (1 + 8 / (1 + torch.exp(sigma)))).clamp_min(0)
+        partner = consistency_partner(t, stage)
+        torch.testing.assert_close(partner / (1 - partner), expected)
+
+
+def test_the_pairing_tightens_by_the_step_and_part_of_the_batch_starts_from_noise() -> None:
+    generator, loss, _ = consistency(stages=3, steps_per_stage=10)
+    partners = []
+    for step in (0, 9, 10, 25, 10_000):
+        loss.at_step(step)
+        partners.append(loss.draw(generator, batch(400), rng_for(0)))
+    stages = [0, 0, 1, 2, 2]
+    for draw, stage in zip(partners, stages, strict=True):
+        torch.testing.assert_close(draw.r, consistency_partner(draw.t, stage))
+    assert abs(float((partners[0].t == 1).float().mean()) - 0.25) < 0.07 and not partners[0].drop.any()
