@@ -163,13 +163,37 @@ def test_live_curves_draw_ever_more_rarely_save_and_leave_no_figure_open(tmp_pat
     assert (tmp_path / "run" / "figures" / "loss.png").exists() and plt.get_fignums() == []
 
 
+def test_live_curves_follow_a_run_that_went_back_to_its_checkpoint(tmp_path: Path):
+    with Run.open(tmp_path / "run") as run:
+        for step in range(1, 10):
+            run.log(step, loss=float(step))
+        live = figures.LiveCurves(run, every_seconds=1e9)
+        run.rewind(4)
+        for step in (5, 6):
+            live(run.log(step, loss=0.0))
+        assert live.rows == run.metrics()
+
+
 def test_live_curves_reach_a_notebook_while_its_cell_runs(tmp_path: Path):
-    """The default way: plt.show() under the inline backend gives a picture before the cell goes on."""
+    """plt.show() under the inline backend gives a picture before the cell goes on; a display handle redraws in place."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    code = (f"from iris.runs import Run\nfrom iris.evaluation.figures import LiveCurves\n"
-            f"with Run.open({str(tmp_path / 'run')!r}) as run:\n"
-            f"    live = LiveCurves(run, every_seconds=0)\n    live(run.log(1, loss=1.0))\n    print('still training')\n    live(run.log(2, loss=0.5))\n    live.close()")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    cells = [f"""
+from iris.runs import Run
+from iris.evaluation.figures import LiveCurves, loss_curves
+run = Run.open({str(tmp_path / 'run')!r})
+live = LiveCurves(run, every_seconds=0)
+live(run.log(1, loss=1.0))
+print('still training')
+live(run.log(2, loss=0.5))
+live.close()
+""", """
+live = LiveCurves(run, every_seconds=0, show=display(display_id=True).update)
+live(run.log(3, loss=0.4))
+print('still training')
+live(run.log(4, loss=0.3))
+live.close()
+""", "loss_curves(run.metrics())"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(Path(__file__).parents[1])}}).execute()
-    kinds = [output.get("data", {}).get("image/png") is not None for output in notebook.cells[0].outputs]
-    assert kinds == [True, False, True]
+    pictures = [["image/png" in output.get("data", {}) for output in cell.outputs] for cell in notebook.cells]
+    assert pictures == [[True, False, True], [True, False], [True]]

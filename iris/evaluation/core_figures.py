@@ -186,7 +186,7 @@ def convergence_curves(result: Convergence, threshold: float | None = None) -> F
         mark_position(axes, result.trained_depth, "mean depth in training")
         axes.set(xlabel="core iteration", ylabel="relative change of the state", yscale="log", xticks=iteration_ticks(len(turns)))
         plain_ticks(axes.yaxis)
-        figure.legend(ncols=4, loc="outside lower center")
+        figure.legend(ncols=5, loc="outside lower center", columnspacing=1.2)
     return figure
 
 

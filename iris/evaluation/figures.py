@@ -190,6 +190,8 @@ class LiveCurves:
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Take one logged row; draw when the time has come."""
+        if self.rows and row["step"] < self.rows[-1]["step"]:   # a continued run goes back to its checkpoint and logs again
+            self.rows = [known for known in self.rows if known["step"] < row["step"]]
         self.rows.append(row)
         self._undrawn = True
         now = time.monotonic()
@@ -328,13 +330,15 @@ def interval_curves(x: Sequence[float], series: Mapping[str, Sequence[Estimate]]
     with drawing_style():
         figure = new_figure(6.8, 3.9, title)
         axes = figure.subplots()
-        for (name, estimates), colour in zip(series.items(), CYCLE, strict=False):
-            axes.plot(x, [e.value for e in estimates], color=colour, marker="o", markersize=4.5, label=name)
+        # Lines differ in dash as well as in colour: one that lies on another stays visible.
+        for (name, estimates), colour, dash in zip(series.items(), CYCLE, ("-", (0, (4, 2)), (0, (1, 1.5)), "-.", "-", "--"), strict=False):
+            axes.plot(x, [e.value for e in estimates], color=colour, linestyle=dash, marker="o", markersize=4.5, label=name)
             axes.fill_between(x, [e.interval[0] for e in estimates], [e.interval[1] for e in estimates], color=colour, alpha=0.15, linewidth=0)
         if log_x:
             axes.set_xscale("log", base=2)
-        axes.set(xlabel=xlabel, ylabel=ylabel, xticks=list(x))
-        axes.set_xticklabels([f"{value:g}" for value in x])
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if len(x) <= 12:   # few points: their own values are the ticks
+            axes.set_xticks(list(x), [f"{value:g}" for value in x])
         axes.minorticks_off()
         if mark:
             mark_position(axes, *mark)

@@ -131,10 +131,11 @@ def iteration_ticks(count: int) -> list[int]:
 
 
 def plain_ticks(axis: Any) -> None:
-    """Numbers as people write them on a logarithmic axis: 0.02 and 20, not powers of ten."""
+    """Numbers as people write them on a logarithmic axis: 0.02 and 20, not powers of ten. Call it when everything is drawn."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=12))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 
