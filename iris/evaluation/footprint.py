@@ -144,7 +144,8 @@ def _parameters(generator: Generator, autoencoder: WaveletVAE) -> dict[str, int]
     parts = dict.fromkeys(PARTS, 0)
     for name, parameter in generator.named_parameters():
         parts[_PART.get(name.split(".")[0], "embeddings")] += parameter.numel()
-    parts["encoder"], parts["decoder"] = parameter_count(autoencoder.encoder), parameter_count(autoencoder.decoder)
+    for name, parameter in autoencoder.named_parameters():   # encoder, encoder_shortcut, ... and the same of the decoder
+        parts["decoder" if name.startswith("decoder") else "encoder"] += parameter.numel()
     return parts
 
 
