@@ -99,6 +99,7 @@ def test_an_oracle_draws_every_scene_right():
     found = quality.scene_accuracy(oracle, specs, num_steps=3, num_iterations="auto", seed=5, batch_size=5)
     assert set(found) == set(quality.KINDS)
     for kind, scores in found.items():
+        assert scores["pictures"] == 12
         assert all(scores[name].value == 1 for name in ("right", "all", "colour", "shape", "count", "ceiling")), kind
         assert ("relation" in scores) == (kind == "relation") and scores["count"].interval[0] > 0.7
     assert oracle.seeds == [5 + i for _ in quality.KINDS for i in range(12)]
@@ -140,7 +141,7 @@ def test_reconstruction_quality_is_the_metrics_of_clamped_pictures():
     found = quality.reconstruction_quality(Offset(0.05), data, limit=7, batch_size=3)
     images = quality.to_tensor([data[i].image for i in range(7)])
     again = (images * 0.9 + 0.05).clamp(-1, 1)
-    assert found["count"] == 7
+    assert found["pictures"] == 7
     assert found["psnr"].value == pytest.approx(float(metrics.psnr(again, images).median()))
     assert found["ssim"].value == pytest.approx(float(metrics.ssim(again, images).median()))
     assert found["psnr_by_band"]["LL"].value == pytest.approx(float(metrics.psnr_by_band(again, images)["LL"].median()))
@@ -183,7 +184,7 @@ def test_kernel_distance_tells_true_pictures_from_others():
     truth = {item.captions[0]: item.image for item in (data[i] for i in range(60))}
     right = quality.sample_kid(Oracle(truth), data, 40, _pixels)
     grey = quality.sample_kid(Oracle({caption: np.full_like(image, 128) for caption, image in truth.items()}), data, 40, _pixels)
-    assert right["count"] == 40
+    assert right["pictures"] == 40
     assert right["kid"].value < right["kid_null"].interval[1] and grey["kid"].interval[0] > right["kid"].interval[1]
     assert quality.sample_kid(Oracle(truth), data, 40, _pixels) == right
     with pytest.raises(quality.QualityError, match="too few"):
@@ -194,7 +195,7 @@ def test_retrieval_finds_the_concept_in_the_asked_style():
     art = Art()
     truth = {item.captions[1]: item.image for item in art.items}   # the caption that names the style
     found = quality.retrieval(Oracle(truth), art, art, 16, _pixels)
-    assert (found["count"], found["gallery"]) == (16, 8)
+    assert (found["pictures"], found["gallery"]) == (16, 8)
     assert found["top_1"].value == found["top_5"].value == 1.0
     assert found["ceiling_top_1"].value > 0.8   # the other style of each concept is near
     shuffled = dict(zip(truth, [*list(truth.values())[1:], art.items[0].image], strict=True))
@@ -206,7 +207,7 @@ def test_retrieval_without_another_style_has_no_ceiling_and_needs_its_concepts()
     art = Art(("round",))
     truth = {item.captions[1]: item.image for item in art.items}
     found = quality.to_plain(quality.retrieval(Oracle(truth), art, art, 4, _pixels))
-    assert found["count"] == 4 and found["ceiling_top_5"]["value"] is None
+    assert found["pictures"] == 4 and found["ceiling_top_5"]["value"] is None
     with pytest.raises(quality.QualityError, match="gallery"):
         quality.retrieval(Oracle(truth), Art(("square",)), art, 4, _pixels)
 
@@ -250,7 +251,7 @@ def test_quality_prints_json_that_can_be_read(model_folder: Path):
     done = subprocess.run([sys.executable, "-m", "iris.evaluation", *arguments], capture_output=True, text=True, timeout=300,
                           cwd=Path(__file__).parents[1], check=True)
     found = json.loads(done.stdout)
-    assert found["reconstruction"]["count"] == 3 and len(found["scenes"]["one"]["right"]["interval"]) == 2
+    assert found["reconstruction"]["pictures"] == 3 and len(found["scenes"]["one"]["right"]["interval"]) == 2
     assert found["parameters"]["num_steps"] == 1
 
 

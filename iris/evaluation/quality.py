@@ -71,7 +71,7 @@ def reconstruction_quality(autoencoder: WaveletVAE, dataset: ImageDataset, limit
                            features: Features | None = None) -> dict[str, Any]:
     """Reconstruction of the first `limit` pictures, clamped to [-1, 1] as they are shown.
 
-    {"count", "psnr" (dB), "ssim", "psnr_by_band": {LL, LH, HL, HH}}: medians over pictures with 95 % bootstrap intervals.
+    {"pictures" (how many), "psnr" (dB), "ssim", "psnr_by_band": {LL, LH, HL, HH}}: medians over pictures with 95 % bootstrap intervals.
     With `features` also "kid", "kid_null" and "kid_blur": distance of the originals to their reconstructions, of one half of
     them to the other, and to themselves blurred with sigma 1 px.
     """
@@ -88,7 +88,7 @@ def reconstruction_quality(autoencoder: WaveletVAE, dataset: ImageDataset, limit
             for name, pictures in (("real", images), ("again", again), ("blurred", gaussian_blur(images, 1.0))):
                 seen[name].append(features(pictures))
     found = {name: torch.cat(parts) for name, parts in seen.items()}
-    result: dict[str, Any] = {"count": len(found["psnr"]), "psnr": _median(found["psnr"]), "ssim": _median(found["ssim"])}
+    result: dict[str, Any] = {"pictures": len(found["psnr"]), "psnr": _median(found["psnr"]), "ssim": _median(found["ssim"])}
     result["psnr_by_band"] = {band: _median(found[band]) for band in ("LL", "LH", "HL", "HH")}
     if features is not None:
         result |= _beside_null(found["again"], found["real"], found["blurred"])
@@ -187,7 +187,7 @@ def scene_accuracy(pipe: IRISPipeline, specs: dict[str, list[SceneSpec]] | None 
                    batch_size: int = 16) -> dict[str, Any]:
     """Does it draw what the caption says? Held-out scenes by kind, drawn from their plainest caption and read from pixels.
 
-    specs: kind -> scenes; by default `count` held-out ones of each of KINDS. Returns kind -> {"count", one Estimate for each of
+    specs: kind -> scenes; by default `count` held-out ones of each of KINDS. Returns kind -> {"pictures", one Estimate for each of
     SCENE_FACTS, "ceiling"}; the ceiling is the share "right" of the true pictures after the autoencoder: what a perfect
     generator could reach with it. Scene i of every kind is drawn with seed + i.
     """
@@ -196,7 +196,7 @@ def scene_accuracy(pipe: IRISPipeline, specs: dict[str, list[SceneSpec]] | None 
         prompts = [caption_scene(spec)[0] for spec in scenes]
         images = draw_all(pipe, prompts, range(seed, seed + len(scenes)), batch_size, f"scenes: {kind}", num_steps=num_steps,
                           num_iterations=num_iterations, guidance_scale=guidance_scale)
-        results[kind] = {"count": len(scenes), **score_scenes(images, scenes), "ceiling": _ceiling(pipe, scenes, batch_size)}
+        results[kind] = {"pictures": len(scenes), **score_scenes(images, scenes), "ceiling": _ceiling(pipe, scenes, batch_size)}
     return results
 
 
@@ -215,7 +215,7 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
                batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
     """Kernel distance of pictures drawn from the captions of `dataset` to its own pictures.
 
-    {"count", "kid", "kid_null", "kid_blur"}; see `reconstruction_quality` for the two that stand beside it. The first caption of
+    {"pictures", "kid", "kid_null", "kid_blur"}; see `reconstruction_quality` for the two that stand beside it. The first caption of
     each item is drawn with seed + i; `arguments` (num_steps, num_iterations, ...) go to the pipeline.
     """
     number = min(count, len(dataset))
@@ -229,7 +229,7 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
         real = to_tensor([item.image for item in items[start: start + batch_size]])
         for name, pictures in (("drawn", to_tensor(images[start: start + batch_size])), ("real", real), ("blurred", gaussian_blur(real, 1.0))):
             seen[name].append(features(pictures))
-    return {"count": number, **_beside_null(*(torch.cat(seen[name]) for name in ("drawn", "real", "blurred")))}
+    return {"pictures": number, **_beside_null(*(torch.cat(seen[name]) for name in ("drawn", "real", "blurred")))}
 
 
 # ---------------------------------------------------------------------------------------------------- retrieval
@@ -241,7 +241,7 @@ def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, 
 
     Items are named STYLE/CONCEPT by their key (without "/" all have one style). For each of the first `limit` queries a picture
     is drawn from a caption that names the style, and the gallery's pictures of that style are ordered by cosine similarity of
-    centred features. {"count", "gallery" (median size), "top_1", "top_5": shares, "ceiling_top_1", "ceiling_top_5": the same for a
+    centred features. {"pictures", "gallery" (median size), "top_1", "top_5": shares, "ceiling_top_1", "ceiling_top_5": the same for a
     real picture of the concept in another style}, chance being about 5 / gallery for the top 5.
     """
     features = features or features_by_name()
@@ -261,7 +261,7 @@ def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, 
         other = next((known[name][1][known[name][0].index(concept)] for name in known if name != style and concept in known[name][0]), None)
         if other is not None:
             ceiling.append(_rank(other, real, names.index(concept)))
-    result: dict[str, Any] = {"count": len(items), "gallery": int(np.median(sizes))}
+    result: dict[str, Any] = {"pictures": len(items), "gallery": int(np.median(sizes))}
     for name, found in (("", ranks), ("ceiling_", ceiling)):
         for top in (1, 5):
             result[f"{name}top_{top}"] = share(sum(rank <= top for rank in found), len(found))
