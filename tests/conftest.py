@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_samples import some_tensors
 from torch import Tensor, nn
 
+from iris.checkpoint import write_checkpoint
 from iris.config import IRISConfig, preset
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
@@ -78,3 +80,9 @@ def pipeline() -> IRISPipeline:
     autoencoder.calibrate(torch.zeros(8), torch.full((8,), 0.05))
     defaults = SamplingDefaults(num_steps=3, num_iterations=3, guidance_scale=2.0)
     return IRISPipeline(config, autoencoder, build_generator(config), load_text_encoder(config.text), defaults)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint folder with one tensor of every kind, in several shards."""
+    return write_checkpoint(tmp_path / "model", {"dim": 8}, some_tensors(), {"step": 7}, shard_bytes=300)
