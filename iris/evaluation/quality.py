@@ -310,7 +310,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
     "reconstruction" (with kernel distances), "scenes" (when the data has scenes), "samples", and "retrieval_train" and
     "retrieval_held_out_pairs" (when it has emoji). What could not be measured stands under "not_measured" with the reason.
     """
-    source = data or str(pipe.metadata.get("data", "scenes"))
+    source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
     parts = [part.split("*")[0].strip() for part in source.split("+")]
     size, emoji = pipe.image_size, next((part for part in parts if part.startswith("emoji")), None)
     features: Features | None = None
