@@ -1,0 +1,1 @@
+"""The Gradio app: a page as a function of a pipeline. Nothing in `iris` imports it."""

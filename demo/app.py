@@ -1,0 +1,104 @@
+"""The page: `create_demo(pipeline)` builds it, `main()` loads a model and serves it.
+
+    python -m demo.app --port 7860 --model demo/models/NAME
+
+A Space runs this file as a script (`app_file: demo/app.py`), so the repository's root is put on the path first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+# ZeroGPU asks for its import before torch's; everywhere else the package is absent.
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401
+
+import gradio as gr  # noqa: E402
+import PIL.Image  # noqa: E402
+import torch  # noqa: E402
+
+from demo.tabs import create, inside  # noqa: E402
+from demo.theme import CSS, iris_theme  # noqa: E402
+from iris.pipeline import IRISPipeline  # noqa: E402
+
+MODELS = ROOT / "demo" / "models"
+MAX_PIXELS = 64_000_000
+HEAD = """<div id="head"><h1><i>I</i>RIS</h1>
+<p>Words into pictures, by a small model that can think longer before it draws.</p></div>"""
+
+
+def create_demo(pipeline: IRISPipeline) -> gr.Blocks:
+    """The whole page as a function of one loaded pipeline, which the page only ever reads."""
+    with gr.Blocks(title="IRIS", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        gr.HTML(HEAD, elem_classes="plain")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Create", id="create"):
+                made = create.build_tab(pipeline)
+            with gr.Tab("Inside", id="inside"):
+                looked = inside.build_tab(pipeline)
+        handover = made.look_inside.click(
+            lambda *values: (gr.Tabs(selected="inside"), *inside.receive(*values)), made.request, [tabs, *looked.request],
+            queue=False, api_visibility="private", show_progress="hidden",
+        )
+        looked.run_after(handover.then)
+    # One picture at a time, and a 33rd visitor is told so at once (503).
+    return page.queue(max_size=32, default_concurrency_limit=1)
+
+
+def launch_options(host: str, port: int | None, share: bool = False) -> dict[str, Any]:
+    """Everything `launch()` takes: the looks, and a server that answers nothing it was not asked to."""
+    return {
+        "server_name": host, "server_port": port, "share": share, "theme": iris_theme(), "css": CSS,
+        "show_error": False, "allowed_paths": [], "max_file_size": "10mb", "enable_monitoring": False, "run_history": False,
+        "ssr_mode": False, "state_session_capacity": 500, "footer_links": ["api", "settings"], "quiet": True,
+    }
+
+
+def default_model(folder: Path = MODELS) -> Path:
+    """The first model folder in demo/models; SystemExit with a sentence when there is none."""
+    found = sorted(path.parent for path in folder.glob("*/config.json")) if folder.is_dir() else []
+    if not found:
+        raise SystemExit("No model in demo/models: train one (see README.md) or pass --model FOLDER or --model ORG/NAME.")
+    return found[0]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, load the model, serve until interrupted."""
+    on_space = bool(os.environ.get("SPACE_ID"))
+    parser = argparse.ArgumentParser(prog="python -m demo.app", description="Serve the IRIS page.")
+    parser.add_argument("--model", help="a model folder or a Hub id (default: the first folder in demo/models)")
+    parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
+    parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's tunnel")
+    options = parser.parse_args(arguments)
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    try:
+        pipeline = IRISPipeline.from_pretrained(options.model or default_model(), device="cuda" if torch.cuda.is_available() else None)
+        pipeline("warm up", num_steps=1, num_iterations=1)  # so that the first visitor does not pay for the first call
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"The model could not be loaded: {error}") from error
+    page = create_demo(pipeline)
+    try:
+        page.launch(**launch_options(options.host, options.port, options.share), prevent_thread_lock=True)
+    except OSError as error:
+        raise SystemExit(f"Port {options.port} cannot be used; pass another one with --port.") from error
+    print(f"IRIS is ready: {page.local_url}" + (f" and {page.share_url}" if page.share_url else ""), flush=True)
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    main()

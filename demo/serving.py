@@ -1,0 +1,91 @@
+"""What every event of the page shares: errors as sentences, ZeroGPU when there is one, files in Gradio's cache."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
+
+from demo.status import status_html
+
+# One group for every event that runs the model, so that a Create and an Inside request never compute at once.
+MODEL_QUEUE = "model"
+GENERIC_ERROR = "Something went wrong on the server while drawing. Please try again."
+
+log = logging.getLogger(__name__)
+_NO_TAGS = str.maketrans("<>", "‹›")  # a message is shown as HTML by the page
+
+
+def sentences(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """A generator event whose errors a visitor can read.
+
+    The project's own ValueErrors become their one sentence; anything else is logged here and answered with a general
+    sentence, because a foreign message may hold a path.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        try:
+            yield from function(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error(_sentence(error), print_exception=False) from error
+
+    return wrapped
+
+
+def on_gpu(seconds: Callable[..., int]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Borrow a ZeroGPU for `seconds(*arguments)` per call; without the `spaces` package the function stays as it is."""
+    try:
+        import spaces
+    except ImportError:
+        return lambda function: function
+    return spaces.GPU(duration=seconds)
+
+
+def runs_until_stopped(
+    start: Any, stop: gr.Button, status: gr.HTML, event: Callable[..., Iterator[Any]], inputs: list[Component], outputs: list[Component],
+) -> Any:
+    """After `start`, run the model's `event` in its queue, with `stop` pressable from the first moment to the last.
+
+    Switching `stop` happens in the browser, so that a press answers at once and not after a round trip.
+    """
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    waiting, failed, stopped = map(status_html, ("Waiting for the model", "Nothing was drawn; the message says why", "Stopped"))
+    begun = start(fn=None, js=f"() => [{_switch(True)}, {json.dumps(waiting)}]", outputs=[stop, status], **private)
+    running = begun.then(
+        event, inputs, outputs, concurrency_id=MODEL_QUEUE, show_progress="minimal", show_progress_on=[status], api_visibility="private",
+    )
+    running.success(fn=None, js=f"() => ({_switch(False)})", outputs=stop, **private)
+    # Gradio counts a stopped run as failed too; the word that Stop left must stay then.
+    tell = f"told => [{_switch(False)}, told === {json.dumps(stopped)} ? told : {json.dumps(failed)}]"
+    running.failure(fn=None, js=tell, inputs=status, outputs=[stop, status], **private)
+    stop.click(
+        lambda: (gr.update(interactive=False), stopped), None, [stop, status], cancels=[running], queue=False, **private,
+    )
+    return running
+
+
+def _switch(on: bool) -> str:
+    return f"{{__type__: 'update', interactive: {json.dumps(on)}}}"
+
+
+def cache_file(data: bytes, name: str) -> str:
+    """Put bytes where Gradio serves them from, and deletes them later; returns the path for an output component."""
+    return save_bytes_to_cache(data, name, get_upload_folder())
+
+
+def _sentence(error: Exception) -> str:
+    own = isinstance(error, ValueError) and type(error).__module__.split(".")[0] in ("iris", "demo")
+    if own:
+        return str(error).translate(_NO_TAGS)
+    log.error("An event failed", exc_info=error)
+    return GENERIC_ERROR

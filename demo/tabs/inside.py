@@ -1,0 +1,143 @@
+"""Inside: one drawing taken apart, iteration by iteration; and the endpoint `/inspect`, which returns the same numbers.
+
+No `from __future__ import annotations` here: `gr.api` reads the endpoint's types from the real annotations.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from demo.filmstrip import NOTE, filmstrip_html
+from demo.request import GUIDANCE, MAX_SEED, STEPS, GenerationRequest, whole_number
+from demo.serving import MODEL_QUEUE, on_gpu, runs_until_stopped, sentences
+from demo.status import count, status_html, status_line
+from iris.evaluation.probes import Trace, trace
+from iris.pipeline import IRISPipeline
+
+# Every iteration is decoded and kept, so a look inside costs more than a picture: fewer iterations than in Create.
+MAX_ITERATIONS = 16
+
+
+@dataclass(frozen=True)
+class InsideTab:
+    """What other tabs may join to: `request` takes what `receive` gives, and `run_after(event.then)` looks."""
+
+    request: list[Component]
+    run_after: Callable[[Callable[..., Any]], None]
+
+
+def build_tab(pipeline: IRISPipeline) -> InsideTab:
+    """The tab's components and events inside the current Blocks."""
+    look = look_stream(pipeline)
+    defaults = pipeline.defaults
+    with gr.Row(elem_classes="ask"):
+        prompt = gr.Textbox(
+            label="Prompt to look inside", show_label=False, placeholder="Describe a picture, for example: red apple", lines=1, max_lines=1,
+            max_length=1000, scale=5, min_width=240, container=False, elem_id="inside-prompt",
+        )
+        go = gr.Button("Look inside", variant="primary", scale=1, min_width=110, elem_id="inside-go")
+        stop = gr.Button("Stop", scale=0, min_width=80, interactive=False, elem_id="inside-stop")
+    with gr.Row(elem_classes="numbers"):
+        seed = gr.Number(0, label="Seed", minimum=0, maximum=MAX_SEED, step=1, precision=0, min_width=120, elem_id="inside-seed")
+        steps = gr.Slider(*STEPS, min(defaults.num_steps, STEPS[1]), step=1, precision=0, label="Steps", buttons=[], min_width=160)
+        iterations = gr.Slider(
+            1, MAX_ITERATIONS, 8 if defaults.num_iterations == "auto" else min(int(defaults.num_iterations), MAX_ITERATIONS),
+            step=1, precision=0, label="Iterations", buttons=[], min_width=160,
+        )
+    with gr.Accordion("Advanced", open=False, elem_classes="quiet"):
+        guidance = gr.Slider(*GUIDANCE, float(defaults.guidance_scale), step=0.1, label="Guidance", buttons=[])
+        negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=1, max_length=1000)
+    request = [prompt, negative, seed, steps, iterations, guidance]
+    status = status_line()
+    film = gr.HTML(NOTE, elem_id="film", elem_classes="plain")
+
+    watch = _look_event(look)
+
+    def run_after(start: Callable[..., Any]) -> None:
+        runs_until_stopped(start, stop, status, watch, request, [film, status])
+
+    run_after(partial(gr.on, [prompt.submit, go.click]))
+    _inspect_endpoint(pipeline, look)
+    return InsideTab(request, run_after)
+
+
+def receive(
+    prompt: str, negative_prompt: str, seed: float, num_steps: float, num_iterations: float, auto: bool, guidance_scale: float,
+) -> tuple:
+    """A request of the Create tab as this tab's; automatic depth becomes the most, so that one sees where it settles."""
+    depth = MAX_ITERATIONS if auto else min(num_iterations, MAX_ITERATIONS)
+    return prompt, negative_prompt, seed, num_steps, depth, guidance_scale
+
+
+def look_stream(pipeline: IRISPipeline) -> Callable[[GenerationRequest], Iterator[Trace]]:
+    """A request with a seed and a number of iterations -> its trace; a generator, so that ZeroGPU and Stop treat it like a drawing."""
+
+    @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
+    def look(request: GenerationRequest) -> Iterator[Trace]:
+        yield trace(pipeline, **request.to_dict())
+
+    return look
+
+
+def _look_event(look: Callable[[GenerationRequest], Iterator[Trace]]) -> Callable[..., Iterator[tuple]]:
+    """The page's own event: settings -> (filmstrip, status)."""
+
+    @sentences
+    def watch(
+        prompt: str, negative_prompt: str, seed: float, num_steps: float, num_iterations: float, guidance_scale: float,
+    ) -> Iterator[tuple]:
+        request = _parse(prompt, negative_prompt, seed, num_steps, num_iterations, guidance_scale)
+        cost = [count(request.max_core_passes, "core pass"), f"seed {request.seed}"]
+        yield gr.skip(), status_html(f"Looking at {count(request.num_steps, 'step')}", cost)
+        for result in look(request):
+            yield filmstrip_html(result), status_html(f"{count(result.num_steps, 'step')}, {count(result.num_iterations, 'iteration')} each", cost)
+
+    return watch
+
+
+def _inspect_endpoint(pipeline: IRISPipeline, look: Callable[[GenerationRequest], Iterator[Trace]]) -> None:
+    """The endpoint `/inspect`."""
+    defaults = pipeline.defaults
+
+    @sentences
+    def inspect(
+        prompt: str, negative_prompt: str = "", seed: int | None = None, num_steps: int = min(defaults.num_steps, STEPS[1]),
+        num_iterations: int = 8, guidance_scale: float = float(defaults.guidance_scale),
+    ) -> dict:
+        """Take one drawing apart: gates, contributions and state change of every step, iteration and layer.
+
+        Args:
+            prompt: what to draw, up to 1000 characters.
+            negative_prompt: what to keep away from; works with a guidance_scale other than 1.
+            seed: a whole number from 0 to 2147483647; none means random. The seed used is returned.
+            num_steps: solver steps, 1 to 32.
+            num_iterations: core iterations in each step, 1 to 16.
+            guidance_scale: how strictly to follow the prompt, 0 to 10; 1 means without guidance.
+
+        Returns:
+            The request, with the seed used; timesteps of every step (1 is noise, 0 the picture); gates
+            [step][iteration][layer][row][column] from 0 (recurrence) to 1 (Fourier); shares [step][iteration][layer] of the
+            Fourier, recurrent and spatial path; changes [step][iteration], the relative change of the core's state.
+        """
+        request = _parse(prompt, negative_prompt, seed, num_steps, num_iterations, guidance_scale)
+        for result in look(request):
+            yield {
+                **request.to_dict(),
+                "timesteps": [round(float(t), 4) for t in result.timesteps],
+                "gates": result.gates.round(3).tolist(), "shares": result.shares.mean((3, 4)).round(4).tolist(),
+                "changes": result.changes.mean((2, 3)).round(5).tolist(),
+            }
+
+    gr.api(inspect, api_name="inspect", concurrency_id=MODEL_QUEUE)
+
+
+def _parse(
+    prompt: object, negative_prompt: object, seed: object, num_steps: object, num_iterations: object, guidance_scale: object,
+) -> GenerationRequest:
+    """The request within this tab's limits."""
+    depth = whole_number("num_iterations", num_iterations, 1, MAX_ITERATIONS)
+    return GenerationRequest.parse(prompt, negative_prompt, seed, num_steps, depth, guidance_scale).with_seed()

@@ -1,0 +1,162 @@
+"""The page's looks: one calm theme in light and dark, system fonts only, so that no request leaves the machine.
+
+Colours: warm greys for the room, one iris violet for what can be pressed. Text on its ground keeps a contrast of at
+least 4.5 : 1 in both modes.
+"""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.themes.utils import colors, sizes
+
+IRIS = colors.Color(
+    name="iris", c50="#f5f3fd", c100="#ebe7fb", c200="#d8d0f7", c300="#bcb0f0", c400="#9d8be6", c500="#7d66d9", c600="#6349c4",
+    c700="#523aa6", c800="#433086", c900="#372a6a", c950="#221a45",
+)
+STONE = colors.Color(
+    name="stone", c50="#faf9f7", c100="#f3f1ee", c200="#e6e3de", c300="#d3cfc9", c400="#a39e99", c500="#75706d", c600="#57534f",
+    c700="#3d3a39", c800="#282628", c900="#1c1b1e", c950="#141316",
+)
+SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Liberation Sans", "sans-serif")
+MONO = ("ui-monospace", "SF Mono", "Consolas", "Liberation Mono", "monospace")
+
+
+def iris_theme() -> gr.themes.Base:
+    """The Gradio theme; `launch(theme=...)` takes it."""
+    theme = gr.themes.Base(
+        primary_hue=IRIS, secondary_hue=IRIS, neutral_hue=STONE, radius_size=sizes.radius_lg, text_size=sizes.text_md,
+        spacing_size=sizes.spacing_md, font=SANS, font_mono=MONO,
+    )
+    return theme.set(
+        body_background_fill="*neutral_50", body_background_fill_dark="*neutral_950",
+        body_text_color="*neutral_900", body_text_color_dark="*neutral_100",
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400",
+        background_fill_primary="white", background_fill_primary_dark="*neutral_900",
+        background_fill_secondary="*neutral_100", background_fill_secondary_dark="*neutral_800",
+        border_color_primary="*neutral_200", border_color_primary_dark="*neutral_700",
+        block_background_fill="white", block_background_fill_dark="*neutral_900",
+        block_border_width="1px", block_border_color="*neutral_200", block_border_color_dark="*neutral_800",
+        block_shadow="none", block_shadow_dark="none", block_radius="14px", container_radius="14px",
+        block_label_background_fill="transparent", block_label_background_fill_dark="transparent",
+        block_label_text_color="*neutral_600", block_label_text_color_dark="*neutral_400",
+        block_label_border_width="0px", block_label_border_width_dark="0px", block_label_shadow="none",
+        block_title_text_color="*neutral_700", block_title_text_color_dark="*neutral_300", block_title_text_weight="500",
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400",
+        input_background_fill="white", input_background_fill_dark="*neutral_900",
+        input_border_color="*neutral_300", input_border_color_dark="*neutral_700", input_border_width="1px",
+        input_border_color_focus="*primary_500", input_border_color_focus_dark="*primary_400",
+        input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400",
+        input_shadow="none", input_shadow_focus="0 0 0 3px *primary_100", input_shadow_focus_dark="0 0 0 3px *primary_900",
+        input_radius="12px", button_large_radius="12px", button_medium_radius="12px", button_small_radius="999px",
+        button_primary_background_fill="*primary_600", button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700", button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white", button_primary_text_color_dark="white",
+        button_secondary_background_fill="white", button_secondary_background_fill_dark="*neutral_800",
+        button_secondary_background_fill_hover="*neutral_100", button_secondary_background_fill_hover_dark="*neutral_700",
+        button_secondary_border_color="*neutral_300", button_secondary_border_color_dark="*neutral_700",
+        button_secondary_text_color="*neutral_800", button_secondary_text_color_dark="*neutral_100", button_border_width="1px",
+        button_primary_border_color="transparent", button_primary_border_color_dark="transparent",
+        button_primary_shadow="none", button_secondary_shadow="none", button_transform_hover="none", button_transform_active="none",
+        slider_color="*primary_500", slider_color_dark="*primary_400", color_accent="*primary_600", color_accent_soft="*primary_50",
+        checkbox_background_color_selected="*primary_600", checkbox_background_color_selected_dark="*primary_500",
+        checkbox_label_background_fill="transparent", checkbox_label_background_fill_dark="transparent",
+        checkbox_label_border_width="0px", checkbox_label_padding="4px 0", loader_color="*primary_500",
+        link_text_color="*primary_700", link_text_color_dark="*primary_300",
+    )
+
+
+CSS = """
+.gradio-container { max-width: 1040px !important; width: 100% !important; margin: 0 auto !important; padding: 0 !important; }
+.gradio-container .main.fillable { max-width: none !important; padding: 20px 24px !important; }
+.gradio-container main.contain { padding: 0 !important; }
+.gradio-container :focus-visible { outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
+.dark .tab-container button.selected { color: var(--primary-300); }
+.dark .tab-container button.selected::after { background: var(--primary-400); }
+.dark input[type="range"] { --neutral-200: var(--neutral-700); }
+.dark input { color-scheme: dark; }
+
+/* head */
+#head { padding: 0 2px; }
+#head h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: .14em; margin: 0; color: var(--body-text-color); }
+#head h1 i { font-style: normal; color: var(--primary-600); }
+.dark #head h1 i { color: var(--primary-400); }
+#head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
+.block.plain .html-container { padding: 0 !important; }
+
+/* prompt row: text grows, buttons keep their size */
+.ask { align-items: stretch; gap: 8px; }
+.ask input { font-size: 1.05rem !important; padding: 11px 14px !important; min-height: 48px; border-radius: 12px !important;
+  border: 1px solid var(--input-border-color) !important; }
+.ask input:focus { border-color: var(--input-border-color-focus) !important; }
+.ask .block { border: 0 !important; background: transparent !important; padding: 0 !important; overflow: visible !important; }
+#examples { overflow: visible; }
+#examples .gallery { gap: 8px; padding: 0; border: 0; }
+#examples .gallery-item { border-radius: 999px; padding: 3px 12px; border: 1px solid var(--border-color-primary); background: transparent;
+  color: var(--body-text-color-subdued); }
+#examples .gallery-item:hover { color: var(--body-text-color); background: var(--background-fill-secondary); }
+
+/* the picture: a fixed square, so that nothing jumps; 448 px is seven times 64 */
+.work { gap: 28px; }
+.work > .column:first-child { flex: 1 1 450px; max-width: 450px; }
+.picture { aspect-ratio: 1; width: 100% !important; background: var(--background-fill-secondary) !important; }
+.picture .image-container, .picture .image-frame, .picture button.image-frame { width: 100%; height: 100%; }
+.picture img { width: 100% !important; height: 100% !important; object-fit: contain; border-radius: 0; }
+.pixels img { image-rendering: pixelated; }
+
+/* status line */
+.status { min-height: 4.1em; }
+.status p { margin: 0; font-variant-numeric: tabular-nums; line-height: 1.5; }
+.status .facts { color: var(--body-text-color-subdued); }
+.status .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden; margin: 4px 0 10px; }
+.status .bar.off { visibility: hidden; }
+.status .bar span { display: block; height: 100%; border-radius: 2px; background: var(--primary-500); }
+.actions { gap: 8px; }
+.quiet .form { border: 0; }
+.seed-row { align-items: center; }
+.gradio-container input[type="range"]::-webkit-slider-thumb { box-shadow: 0 0 0 1px var(--neutral-400), 0 1px 3px #0003; }
+
+@media (max-width: 640px) {
+  .gradio-container .main.fillable { padding: 14px 16px !important; }
+  .work { gap: 12px; }
+  .work > .column:first-child { max-width: none; }
+  .status { min-height: 3.2em; }
+  .seed-row .form { flex-wrap: wrap; }
+  .seed-row .form > * { flex: 1 1 100% !important; }
+}
+
+/* filmstrip: one column an iteration; labels stay while it scrolls */
+.film { contain: inline-size; }
+.film-note, .film .legend { color: var(--body-text-color-subdued); }
+.film .legend { display: flex; flex-wrap: wrap; gap: 6px 28px; font-size: .875rem; margin: 0 0 12px; }
+.film .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 5px 0 12px; }
+.film .legend i.ramp { width: 84px; margin: 0 8px; vertical-align: baseline; }
+.film .legend b { font-weight: 500; font-variant-numeric: tabular-nums; }
+.film details { border: 1px solid var(--border-color-primary); border-radius: 14px; background: var(--block-background-fill); margin-bottom: 10px; }
+.film-note { max-width: 60em; margin: 0 0 10px; }
+.film summary { cursor: pointer; padding: 12px 16px; font-weight: 550; }
+.film summary small { font-weight: 400; color: var(--body-text-color-subdued); margin-left: 8px; font-size: .875rem; }
+.film .grid { display: grid; grid-template-columns: 76px repeat(var(--n), minmax(34px, 112px)); column-gap: 0; row-gap: 5px;
+  align-items: center; overflow-x: auto; padding: 2px 16px 16px; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+.film .legend > span, .film .paths > span { white-space: nowrap; }
+.film .label { grid-column: 1; position: sticky; left: -16px; padding-left: 16px; margin-left: -16px; z-index: 1; align-self: stretch;
+  display: flex; align-items: center; background: var(--block-background-fill); color: var(--body-text-color-subdued); }
+.film .number { text-align: center; color: var(--body-text-color-subdued); }
+.film .strip { grid-column: 2 / span var(--n); width: 100%; height: auto; display: block; image-rendering: pixelated; margin: 0; }
+.film .share { display: flex; height: 6px; margin: 0 1px 7px; border-radius: 3px; overflow: hidden; background: var(--border-color-primary); }
+.film .share i { display: block; height: 100%; }
+.film .change { display: flex; flex-direction: column; align-items: center; gap: 3px; }
+.film .change i { display: flex; align-items: flex-end; width: calc(100% - 8px); height: 34px; }
+.film .change b { display: block; width: 100%; border-radius: 2px 2px 0 0; background: var(--primary-500); }
+.film .change.settled b { background: var(--neutral-400); }
+
+@media (max-width: 640px) {
+  .film .legend > span.paths { white-space: normal; }
+  .film .legend i { margin-left: 6px; }
+  .film .legend i.ramp { width: 44px; margin: 0 4px; }
+  .film .grid { grid-template-columns: 52px repeat(var(--n), minmax(31px, 112px)); padding: 2px 8px 12px; font-size: .75rem; }
+  .film .label { left: -8px; padding-left: 8px; margin-left: -8px; }
+  .film .change { font-size: .6875rem; }
+}
+
+footer { opacity: .85; }
+"""
