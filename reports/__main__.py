@@ -6,6 +6,7 @@ Runs the notebooks of a profile in order. The same command again skips what is f
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReportError as error:
         print(f"reports: {error}", file=sys.stderr)
         return 2
-    runs, home = (ROOT / "runs", ROOT / "reports") if options.out is None else (options.out.resolve() / "runs", options.out.resolve())
-    runs = Path("runs") if options.out is None and Path.cwd() == ROOT else runs
+    home = ROOT / "reports" if options.out is None else options.out.resolve()
+    runs = Path("runs") if options.out is None else home / "runs"
+    os.chdir(ROOT)  # as the kernels do, so that the same paths mean the same folders
     everything = plan(profile, notebooks, runs)
     chosen = [task for task in everything if not only or task.notebook.number in only]
     say(f"profile {profile.name}: {profile.about['cost']}")

@@ -65,12 +65,13 @@ def _readable(output: Any) -> Any:
 
 
 def write_pages(tasks: Sequence[Task], site: Path, profile: str) -> dict[str, str]:
-    """A page for each executed notebook in SITE/PROFILE; returns number -> address relative to SITE."""
+    """A page for each executed notebook in SITE/PROFILE, unless it is there already; returns number -> address relative to SITE."""
     written = {}
     for task in tasks:
         if task.executed.is_file():
             address = f"{profile}/{task.notebook.name}.html"
-            write_text(site / address, notebook_page(task.executed, task.notebook.title))
+            if not (site / address).is_file() or (site / address).stat().st_mtime < task.executed.stat().st_mtime:
+                write_text(site / address, notebook_page(task.executed, task.notebook.title))
             written[task.notebook.number] = address
     return written
 

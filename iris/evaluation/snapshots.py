@@ -31,7 +31,8 @@ class Snapshots:
     def __init__(self, run: Run, config: IRISConfig, autoencoder: str | Path, prompts: Sequence[str], train_steps: int, count: int = 4,
                  num_steps: int = 8, guidance_scale: float = 3.0, seed: int = 0) -> None:
         self.run, self.config, self.autoencoder, self.prompts = run, config, Path(autoencoder), list(prompts)
-        self.settings = {"num_steps": num_steps, "guidance_scale": guidance_scale, "seed": [seed + index for index in range(len(self.prompts))]}
+        self.settings = {"num_steps": num_steps, "num_iterations": config.generator.mean_iterations, "guidance_scale": guidance_scale,
+                         "seed": [seed + index for index in range(len(self.prompts))]}
         self.moments = [round(train_steps * 3.0**-power) for power in range(count, 0, -1)]
         self._pipe: IRISPipeline | None = None
 

@@ -1,0 +1,132 @@
+"""From a trained run to a folder that a stranger can use: half-precision shards, a model card, a sheet of samples.
+
+    python -m iris.evaluation quality runs/release/03/pipeline --json > quality.json
+    python -m reports.release runs/release/03/pipeline demo/models/iris-micro --quality quality.json
+
+Every number on the card comes from the run's own metadata or from the quality file; nothing is typed in.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from iris.data.emoji import PACKS
+from iris.evaluation.figures import image_grid, save_figure
+from iris.nn.generator import parameter_count
+from iris.pipeline import IRISPipeline
+
+# Not picked by their looks: the first prompts of each kind that a visitor would try, always with seed 0.
+SHEET = ("a red circle", "a blue star", "a large green triangle", "two red squares", "three yellow circles", "a purple ring on a black background",
+         "a red circle left of a blue square", "a green star above a purple cross", "red apple", "red heart", "grinning face", "sunflower",
+         "a clock", "a blue book", "cat face", "an orange fish")
+SHARE_ALIKE = ("openmoji",)
+
+
+def data_lines(source: str) -> list[str]:
+    """The data sources of a mix with their licences; share-alike art raises, since it may not enter released weights."""
+    lines = []
+    for part in source.split("+"):
+        kind, _, packs = part.split("*")[0].partition(":")
+        if kind == "scenes":
+            lines.append("scenes: drawn by this repository (Apache-2.0)")
+        elif kind == "emoji":
+            for pack in (packs or "openmoji").split(","):
+                if pack in SHARE_ALIKE or pack == "all":
+                    raise typer.BadParameter(f"{source} holds share-alike art ({pack}); weights trained on it are not released.")
+                package = PACKS[pack].source
+                lines.append(f"{pack}: {PACKS[pack].licence}, from the npm package {package.name} {package.version}")
+        else:
+            raise typer.BadParameter(f"{part} has no licence that is known here; only scenes and emoji packs are released.")
+    return lines
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    low, high = entry["interval"]
+    return f"{entry['value']:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _estimates(quality: dict[str, Any], path: str = "") -> list[tuple[str, str]]:
+    """Every estimate of a quality file as (dotted name, value with its interval), in the file's order."""
+    rows: list[tuple[str, str]] = []
+    for name, value in quality.items():
+        if isinstance(value, dict) and set(value) >= {"value", "interval"} and value["value"] is not None:
+            rows.append((f"{path}{name}", _interval(value)))
+        elif isinstance(value, dict):
+            rows += _estimates(value, f"{path}{name}.")
+    return rows
+
+
+def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any]) -> str:
+    """The card's text, with the front matter that the Hub reads."""
+    training, defaults = pipe.metadata["training"], pipe.defaults
+    parts = {"generator": pipe.generator, "of that the shared core": pipe.generator.core, "autoencoder": pipe.autoencoder}
+    rows = "\n".join(f"| {key} | {value} |" for key, value in _estimates(quality))
+    measured = f"| figure | value (95 % interval) |\n|---|---|\n{rows}" if rows else "Not measured."
+    return f"""---
+license: apache-2.0
+pipeline_tag: text-to-image
+tags: [image-generation, rectified-flow, recurrent-depth, wavelet]
+---
+
+# {name}
+
+An IRIS model of preset `{pipe.config.name}`: {pipe.image_size} px pictures from English prompts, drawn by a core whose weights are applied as often as you like.
+
+```python
+from iris import IRISPipeline
+
+picture = IRISPipeline.from_pretrained("{name}")("a red circle", seed=0).images[0]
+```
+
+![samples](samples.png)
+
+Not picked: fixed prompts, seed 0, the default settings ({defaults.num_steps} steps x {defaults.num_iterations} iterations, guidance {defaults.guidance_scale:g}, {defaults.sampler}).
+
+## Weights
+{chr(10).join(f"- {part}: {parameter_count(module) / 1e6:.2f} M parameters" for part, module in parts.items())}
+- text encoder, not included: {pipe.config.text.encoder}, {pipe.config.text.max_tokens} tokens
+
+## Data and licences
+{chr(10).join(f"- {line}" for line in data_lines(training["data"]))}
+
+Text states come from all-MiniLM-L6-v2 (Apache-2.0); the autoencoder's perceptual loss used EfficientNet-lite0 (Apache-2.0).
+
+## Recipe and cost
+Stage {training["stage"]}, {training["step"]:,} steps of {training["recipe"]["batch_size"]} ({training["images_seen"]:,} pictures seen), {training["minutes"]:.0f} minutes{"" if training["finished"] else ", ended by the clock"}.
+Recipe: `{json.dumps(training["recipe"])}`
+
+## Measured
+On held-out data, by `python -m iris.evaluation quality {name} --json`{f" (seed {quality['seed']})" if quality else ""}.
+
+{measured}
+
+## Limits
+It knows emoji-like art and simple scenes, at {pipe.image_size} px, and nothing else. Letters, faces and small parts come out blurred; numbers above three and
+prompts of more than one relation are beyond it. It has seen no photographs and no people.
+"""
+
+
+def release(
+    run: Annotated[Path, typer.Argument(help="a trained pipeline folder")],
+    folder: Annotated[Path, typer.Argument(help="where the released model goes, such as demo/models/iris-micro")],
+    quality: Annotated[Path | None, typer.Option(help="JSON of `python -m iris.evaluation quality RUN --json`")] = None,
+) -> None:
+    """Write the released model, its card and its sample sheet."""
+    pipe = IRISPipeline.from_pretrained(run)
+    data_lines(pipe.metadata["training"]["data"])  # refuse before anything is written
+    pipe.metadata["examples"] = [SHEET[index] for index in (6, 7, 3, 5, 8, 9, 13, 15)]
+    pipe.save_pretrained(folder)
+    pipe = IRISPipeline.from_pretrained(folder)  # the sheet shows what was released, half precision included
+    images = pipe(list(SHEET), seed=[0] * len(SHEET)).images
+    save_figure(image_grid(images, SHEET, columns=8), folder / "samples.png", dpi=100)
+    figures = json.loads(quality.read_text()) if quality else {}
+    (folder / "README.md").write_text(model_card(pipe, str(folder), figures))
+    typer.echo(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(release)

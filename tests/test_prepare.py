@@ -1,0 +1,282 @@
+"""Laws of what notebooks lean on: iris.install, iris.training.prepare, iris.evaluation.reading, laws and snapshots."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from iris import install
+from iris.checkpoint import CheckpointError, write_checkpoint
+from iris.config import ConfigError, preset
+from iris.data import Scenes, load_dataset_by_name
+from iris.evaluation.footprint import Footprint, MemoryUse
+from iris.evaluation.laws import (
+    depth_figures,
+    depths_that_fail,
+    haar_round_trip_error,
+    logit_normal_density,
+    velocity_of_preset,
+    weigh_variant,
+    weight_identity,
+    weights_without_gradient,
+)
+from iris.evaluation.probes import Overthinking, PathIndependence
+from iris.evaluation.reading import (
+    close_run,
+    few_step_rows,
+    first_examples,
+    judged_scenes,
+    load_pipeline,
+    markdown_table,
+    reconstruct,
+    reconstruction_psnr,
+    rows_of_samples,
+    steps_by_iterations,
+)
+from iris.evaluation.snapshots import Snapshots
+from iris.flow import sample_timesteps
+from iris.nn.autoencoder import WaveletVAE
+from iris.nn.generator import Generator
+from iris.pipeline import IRISPipeline, SamplingDefaults
+from iris.runs import Run, RunError, read_summary
+from iris.text import load_text_encoder
+from iris.training.loop import TrainConfig
+from iris.training.prepare import (
+    configure,
+    find_start,
+    load_pictures,
+    open_run,
+    plan_training,
+    require_generator,
+    start_with_autoencoder,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    """A nano model whose zero weights were given values, so that every part acts."""
+    config = preset("nano")
+    torch.manual_seed(0)
+    autoencoder, generator = WaveletVAE(config.autoencoder), Generator(config.generator)
+    for parameter in generator.parameters():
+        if not bool(parameter.abs().max() > 0):
+            torch.nn.init.normal_(parameter, std=0.05)
+    pipe = IRISPipeline(config, autoencoder, generator, load_text_encoder(config.text), SamplingDefaults(num_steps=2, num_iterations=2))
+    return pipe.save_pretrained(tmp_path_factory.mktemp("model") / "nano", dtype=torch.float32)
+
+
+# --- install -------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_missing_calls_no_pip(monkeypatch):
+    monkeypatch.setattr(install, "_version", lambda name: "1.0")
+    assert install.install_missing(run=lambda command: pytest.fail("pip was called")) == []
+
+
+def test_missing_packages_come_under_the_installed_versions(monkeypatch, tmp_path):
+    """torch is never asked for, and whatever pip adds is bound to the torch, numpy and pillow that are there."""
+    there = {"torch": "2.6.0+cu124", "torchvision": "0.21.0", "numpy": "1.26.4", "transformers": "4.56"}
+    monkeypatch.setattr(install, "_version", there.get)
+    (tmp_path / "requirements.txt").write_text("# note\ntorch>=2.6,<2.14\ngradio>=6\njupyter\ntransformers>=4.56\nsafetensors>=0.5  # why\nhuggingface_hub>=0.34,<3\n")
+    calls = []
+
+    def run(command):
+        calls.append((command, Path(command[command.index("--constraint") + 1]).read_text()))
+        if "openmoji" in command[-1]:
+            raise subprocess.CalledProcessError(1, command)
+
+    added = install.install_missing(tmp_path / "requirements.txt", run)
+    assert added[:2] == ["safetensors>=0.5", "huggingface_hub>=0.34,<3"] and set(added[2:]) == set(install.FILES_ONLY)
+    full, *alone = calls
+    assert full[0][-2:] == ["safetensors>=0.5", "huggingface_hub>=0.34,<3"]
+    assert all(bound == "torch==2.6.0+cu124\ntorchvision==0.21.0\nnumpy==1.26.4\n" for _, bound in calls)
+    assert all(command[-2] == "--no-deps" for command, _ in alone) and len(alone) == len(install.FILES_ONLY)
+
+
+def test_the_lists_agree_with_the_packaging():
+    named = " ".join((ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "Makefile"))
+    assert all(requirement in named for requirement in install.FILES_ONLY)
+    assert not any(install._name(line) in install.NOT_FOR_NOTEBOOKS for line in install.requirements()) and len(install.requirements()) > 5
+
+
+# --- prepare -------------------------------------------------------------------------------------------------------
+
+
+def test_configure_changes_the_size_and_nothing_else():
+    config = configure("nano", 64)
+    assert config.autoencoder.image_size == 64 and config.generator.latent_size == 16
+    assert configure("nano") == preset("nano") and configure("nano", 32) == preset("nano")
+    with pytest.raises(ConfigError):
+        configure("nano", 30)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 400, 100_000])
+def test_the_recipe_suits_its_length(steps):
+    train = plan_training(steps, 0.0, 8, 1e-3)
+    assert isinstance(train, TrainConfig) and 1 <= train.warmup_steps <= max(1, steps // 20)
+    assert 1 <= train.log_every <= 50 and train.eval_every >= 10
+    again = plan_training(steps, 30.0, 8, 1e-3)
+    assert again.recipe() == train.recipe()  # the clock decides nothing about a step
+
+
+def test_the_same_recipe_continues_and_another_is_refused(tmp_path):
+    config, train = preset("nano"), plan_training(10, 0.0, 4, 1e-3)
+    open_run(tmp_path, config, train, "scenes").close()
+    open_run(tmp_path, config, plan_training(10, 5.0, 4, 1e-3), "scenes").close()
+    with pytest.raises(RunError, match="another configuration"):
+        open_run(tmp_path, config, plan_training(11, 0.0, 4, 1e-3), "scenes")
+    open_run(tmp_path, config, plan_training(11, 0.0, 4, 1e-3), "scenes", start_over=True).close()
+
+
+def test_pictures_come_at_the_models_size():
+    pictures, held_out = load_pictures("scenes", preset("nano"), 6, 3)
+    assert (len(pictures), len(held_out)) == (6, 3) and pictures[0].image.shape == (32, 32, 3)
+
+
+def test_a_start_is_a_model_of_the_same_kind(model_folder, tmp_path):
+    config = preset("nano")
+    assert find_start(["", str(tmp_path / "nowhere"), str(model_folder)], config, ("autoencoder",)).folder == model_folder
+    assert find_start([str(model_folder)], configure("nano", 64), ("autoencoder",)) is None
+    assert find_start([str(model_folder)], preset("nano", generator__core_ffn=96), ("autoencoder",)) is not None  # the generator starts fresh
+    assert find_start([str(model_folder)], preset("nano", generator__core_ffn=96), ("autoencoder", "generator")) is None
+    only = write_checkpoint(tmp_path / "vae", config.to_dict(), {"autoencoder": dict(WaveletVAE(config.autoencoder).state_dict())})
+    assert find_start([str(only)], config, ("autoencoder",)).folder == only
+    with pytest.raises(CheckpointError, match="run the earlier stages first"):
+        require_generator([str(only), ""], config)
+    assert require_generator([str(only), str(model_folder)], config).folder == model_folder
+
+
+def test_without_a_start_an_autoencoder_is_trained(tmp_path):
+    config, train = preset("nano"), plan_training(2, 0.0, 4, 1e-3)
+    rows = []
+    start = start_with_autoencoder(["runs/none/pipeline"], config, load_pictures("scenes", config, 8, 8), train, tmp_path / "vae", lambda run: rows.append)
+    assert start.folder == tmp_path / "vae" / "pipeline" and "2 steps" in start.why and rows
+    assert find_start([str(start.folder)], config, ("autoencoder",)) is not None
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_last_cell_marks_a_notebook_as_finished(tmp_path, capsys):
+    with Run.open(tmp_path) as run:
+        run.write_summary({"finished": True, "step": 3})
+    run = Run.open(tmp_path)
+    close_run(run, "03_text_to_image", ["One.", "Two."], ratio=np.float32(0.5))
+    summary = read_summary(tmp_path)
+    assert summary["step"] == 3 and summary["ratio"] == 0.5 and summary["notebook"] == "03_text_to_image" and "torch" in summary["machine"]
+    assert capsys.readouterr().out == "One.\nTwo.\n"
+    Run.open(tmp_path).close()  # the folder was given back
+
+
+def test_reconstructions_and_rows(model_folder):
+    pipe = load_pipeline(model_folder)
+    pictures = [example.image for example in first_examples(Scenes(32, 3), 8)]
+    assert len(pictures) == 3
+    again = reconstruct(model_folder, pictures)
+    assert reconstruction_psnr(pictures, [Image.fromarray(p) for p in pictures]) == [math.inf] * 3
+    assert all(value < 60 for value in reconstruction_psnr(pictures, again))
+    images, captions = rows_of_samples([pipe, pipe], ["a red circle", "a star"], ("before", "after"))
+    assert captions == ["before: a red circle", "before: a star", "after: a red circle", "after: a star"]
+    assert images[0].tobytes() == images[2].tobytes() and images[0].tobytes() != images[1].tobytes()
+    images, captions = few_step_rows(pipe, pipe, ["a star"], 3.0)
+    assert len(images) == len(captions) == 5 and captions[-1] == "student, 4 steps: a star"
+    sheet = steps_by_iterations(pipe, "a star", [1, 2], [1, 2, 3])
+    assert [len(row) for row in sheet] == [3, 3]
+    assert sheet[1][1].tobytes() == pipe("a star", num_steps=2, num_iterations=2, seed=0).images[0].tobytes()
+    judged, said = judged_scenes(pipe, 1)
+    assert len(judged) == 5 and all(caption.startswith(("right: ", "wrong: ")) for caption in said)
+
+
+def test_markdown_table():
+    assert markdown_table(["a", "b"], [["x", 1]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+# --- laws ----------------------------------------------------------------------------------------------------------
+
+
+def test_haar_is_exact_and_untrained_velocity_zero():
+    assert haar_round_trip_error([np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)]) < 1e-5
+    assert velocity_of_preset("nano") == 0.0
+
+
+def test_the_weights_identity_against_sampling():
+    """E[w(t) f(t)] under LogitNormal(0, 1) = sqrt(e) E[f(t)] under LogitNormal(1, 1), and the effective batch is 1/e."""
+    t, curves, gap, share = weight_identity()
+    assert gap < 1e-12 and share == pytest.approx(math.exp(-1), rel=1e-6) and len(t) == 19 and len(curves) == 2
+    rng = torch.Generator().manual_seed(0)
+    a, b = sample_timesteps(400_000, rng).double(), sample_timesteps(400_000, rng, logit_mean=1.0).double()
+    left, right = (a / (1 - a) * (a - 0.3).square()).mean(), math.exp(0.5) * (b - 0.3).square().mean()
+    assert float(left) == pytest.approx(float(right), rel=0.02)
+    fine = np.linspace(1e-6, 1 - 1e-6, 2_000_001)
+    assert np.trapezoid(logit_normal_density(fine, 1.0), fine) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_every_weight_gets_a_gradient_and_a_dead_one_is_named(model_folder):
+    pipe = load_pipeline(model_folder)
+    data = load_dataset_by_name("scenes", 32, "held_out", 4)
+    assert weights_without_gradient(pipe, data) == []
+    assert not any(parameter.requires_grad for parameter in pipe.generator.parameters())
+    with torch.no_grad():
+        next(parameter for name, parameter in pipe.generator.named_parameters() if name.startswith("output")).zero_()
+    assert len(weights_without_gradient(pipe, data)) > 10  # a closed exit lets nothing through
+
+
+def test_depths_that_fail_names_the_bad_ones(model_folder):
+    pipe = load_pipeline(model_folder)
+    assert depths_that_fail(pipe, "a star", [1, 5, 20]) == []
+    with torch.no_grad():
+        next(iter(pipe.generator.core.parameters())).fill_(float("nan"))
+    assert depths_that_fail(pipe, "a star", [1, 5]) == [1, 5]
+
+
+def test_depth_figures_by_hand():
+    errors = np.array([[[4.0, 2.0, 1.0, 3.0]]])
+    longer = Overthinking(np.array([0.5]), errors, errors, 2)
+    starts = PathIndependence(np.array([1.0]), np.ones((1, 2, 3)), np.array([[[1.0, 0.5, 0.2], [1.0, 0.5, 0.4]]]), 2)
+    assert depth_figures(longer, starts, [[2, 4], [3, 3]]) == {
+        "best_depth": 3, "error_ratio": 3.0, "start_distance": pytest.approx(0.3), "mean_spent": 3.0, "least_spent": 2, "most_spent": 4}
+
+
+def test_a_variants_total_needs_memory_and_the_text_tower():
+    parameters = dict.fromkeys(("prelude", "core", "coda", "embeddings", "text_adapter", "encoder", "decoder"), 1_000_000)
+    size = Footprint("tiny", 256, 8, parameters, {}, "clip-l", 100_000_000)
+    found = weigh_variant("tiny", size, MemoryUse("x", imported=1, built=200_000_000, peak=250_000_000))
+    assert found["weights_megabytes"] == 214 and found["activations_megabytes"] == 50 and found["total_megabytes"] == 264
+    assert found["compression"] == 48 and found["latent_side"] == 16 and found["process_megabytes"] == 250
+    assert weigh_variant("tiny", size, None)["total_megabytes"] is None
+    bare = Footprint("tiny", 256, 8, parameters, {}, "clip-l", None)
+    assert weigh_variant("tiny", bare, MemoryUse("x", 1, 2, 3))["total_megabytes"] is None
+
+
+# --- snapshots -----------------------------------------------------------------------------------------------------
+
+
+def test_snapshots_draw_the_newest_checkpoint_once_a_moment(model_folder, tmp_path):
+    config = preset("nano")
+    pipe = load_pipeline(model_folder)
+    average = {f"module.{name}": value for name, value in pipe.generator.state_dict().items()} | {"n_averaged": torch.tensor(3)}
+    with Run.open(tmp_path) as run:
+        shots = Snapshots(run, config, model_folder, ["a red circle", "a star"], train_steps=81, count=3, num_steps=2)
+        assert shots.moments == [3, 9, 27]
+        shots({"step": 5})  # no checkpoint yet
+        assert shots.steps() == []
+        for step in (4, 12):
+            write_checkpoint(run.checkpoint_path / f"step-{step:08d}", {"recipe": {}}, {"average": average}, {"step": step})
+            for _ in range(3):
+                shots({"step": step + 1})
+        assert shots.steps() == [4, 12]
+        images, captions = shots.pictures()
+        assert captions == ["step 4: a red circle", "step 4: a star", "step 12: a red circle", "step 12: a star"]
+        drawn = pipe(["a red circle", "a star"], num_steps=2, num_iterations=config.generator.mean_iterations, guidance_scale=3.0, seed=[0, 1])
+        assert np.array_equal(np.asarray(images[2]), np.asarray(drawn.images[0]))
+        assert not [path for path in (run.path / "figures").glob("*.png")]  # no figure of a report
+        assert all(re.fullmatch(r"step-\d{8}-\d{2}\.png", path.name) for path in shots.folder.glob("*"))
