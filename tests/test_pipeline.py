@@ -172,10 +172,11 @@ def test_a_stream_leaves_the_callers_grad_mode_alone_and_two_streams_do_not_meet
     settings = {"num_steps": 3, "num_iterations": 2}
     apart = [pipeline(prompt, seed=seed, **settings) for prompt, seed in (("a", 1), ("b", 2))]
     streams = [pipeline.stream(prompt, seed=seed, **settings) for prompt, seed in (("a", 1), ("b", 2))]
-    last: tuple[Preview, ...] = ()
-    for last in zip(*streams, strict=True):
+    rounds = []
+    for previews in zip(*streams, strict=True):
+        rounds.append(previews)
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    for preview, alone in zip(last, apart, strict=True):
+    for preview, alone in zip(rounds[-1], apart, strict=True):
         assert_same(preview.result, alone)
 
 

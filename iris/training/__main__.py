@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from accelerate import PartialState
 
 from iris.config import preset as load_preset
 from iris.data import load_dataset_by_name
 from iris.runs import Run
 from iris.training import stages
-from iris.training.loop import TrainConfig
+from iris.training.loop import TrainConfig, join_processes
 
 
 class Stage(str, Enum):
@@ -73,7 +72,7 @@ def main(
     train = TrainConfig(train_steps=train_steps, minutes=minutes, batch_size=batch_size, learning_rate=learning_rate,
                         precision=precision, seed=seed)
     options = {"init": init} if init else {}
-    first = PartialState().is_main_process
+    first = join_processes().is_main_process
     folder = Run.open(run, {"stage": stage.value, "data": data, "preset": preset, **train.recipe()}) if first else _Follower(run)
     with contextlib.closing(folder):
         result = RECIPES[stage](config, train_data, held_out, train, folder, **options)

@@ -83,7 +83,8 @@ def _encode(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDa
     width = max(map(len, caption_rows))
     padded = torch.tensor([row + [-1] * (width - len(row)) for row in caption_rows])
     tokens, masks = _encode_captions(text_encoder, list(rows))
-    return LatentDataset(torch.cat(latents), tokens, masks, padded)
+    # In the layout that a cache read back has: another one would round differently, and a resumed run must not.
+    return LatentDataset(torch.cat(latents).contiguous(), tokens, masks, padded)
 
 
 def _encode_captions(text_encoder: TextEncoder, captions: list[str], batch_size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:

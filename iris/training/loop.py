@@ -7,13 +7,14 @@ resumed run and a run on another number of processes repeat the same arithmetic.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -132,11 +133,18 @@ class _Meters:
         return row
 
 
+def join_processes() -> PartialState:
+    """The processes this one was launched with, joined: over NCCL with GPUs, over gloo without (accelerate joins no CPUs by itself)."""
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=together and not torch.cuda.is_available())
+
+
 class _Session:
     """One process's part of a fit: model, optimizer, average, and their way to and from a checkpoint."""
 
     def __init__(self, module: nn.Module, train: TrainConfig, run: Run | None) -> None:
         self.train, self.run = train, run
+        join_processes()
         self.accelerator = Accelerator(mixed_precision=accelerate_precision(train.precision))
         if train.precision == "fp64":
             module = module.double()

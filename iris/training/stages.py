@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from iris.checkpoint import CheckpointError, load_module, read_checkpoint, resolve_folder, write_checkpoint
 from iris.config import IRISConfig
@@ -24,7 +23,7 @@ from iris.runs import Run
 from iris.text import load_text_encoder
 from iris.training.batches import ImageBatches, LatentBatches, LatentDataset, to_images
 from iris.training.latents import Captions, class_captions, encode_dataset, written_captions
-from iris.training.loop import FitResult, OnLog, TrainConfig, fit
+from iris.training.loop import FitResult, OnLog, TrainConfig, fit, join_processes
 from iris.training.losses import ConsistencyLoss, ReconstructionLoss, RectifiedFlowLoss
 
 
@@ -119,7 +118,7 @@ def _encode_both(config: IRISConfig, autoencoder: WaveletVAE, train_data: ImageD
     device = "cuda" if torch.cuda.is_available() else "cpu"
     text_encoder = load_text_encoder(config.text, device)
     autoencoder.to(device)
-    first = PartialState().is_main_process  # the others encode for themselves and leave the disk alone
+    first = join_processes().is_main_process  # the others encode for themselves and leave the disk alone
     encoded = tuple(encode_dataset(autoencoder, text_encoder, data, captions, run.path / "latents" / split if first else None)
                     for split, data in (("train", train_data), ("held_out", held_out_data)))
     autoencoder.to("cpu")
@@ -138,7 +137,7 @@ def _fit_latents(generator: Generator, loss: RectifiedFlowLoss, data: tuple[Late
 def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run, init: str | Path,
             on_log: OnLog | None = None, guidance_scale: float = 3.0, **loss_options: Any) -> StageResult:
     """Stage 5: a student that jumps to the data in 1, 2 or 4 steps, with the teacher's guidance inside."""
-    autoencoder, teacher = load_models(init, config, train.seed)
+    autoencoder, teacher = load_models(init, config, train.seed, trained=True)
     _, student = load_models(init, config, train.seed)
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -189,11 +188,16 @@ def _read_model(folder: str | Path, config: IRISConfig, parts: tuple[str, ...]) 
     return {part: stored.tensors[part] for part in parts if part in stored.tensors}
 
 
-def load_models(folder: str | Path, config: IRISConfig, seed: int) -> tuple[WaveletVAE, Generator]:
-    """Autoencoder and generator of an earlier stage; after stage 1 there is no generator yet and it starts fresh from `seed`."""
+def load_models(folder: str | Path, config: IRISConfig, seed: int, trained: bool = False) -> tuple[WaveletVAE, Generator]:
+    """Autoencoder and generator of an earlier stage; after stage 1 there is no generator yet and it starts fresh from `seed`,
+
+    unless a `trained` one is asked for.
+    """
     stored = _read_model(folder, config, ("autoencoder", "generator"))
     if "autoencoder" not in stored:
         raise CheckpointError(f"{folder} holds no autoencoder; run stage 1 first.")
+    if trained and "generator" not in stored:
+        raise CheckpointError(f"{folder} holds no generator to learn from; run stage 2, 3 or 4 first.")
     torch.manual_seed(seed)  # initial weights only
     autoencoder, generator = WaveletVAE(config.autoencoder), Generator(config.generator)
     load_module(autoencoder, stored["autoencoder"])
@@ -211,7 +215,7 @@ def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result
     training = {"stage": stage, "data": data.name, "examples": len(data), "step": result.step, "minutes": result.seconds / 60,
                 "finished": result.finished, "images_seen": result.step * train.batch_size}
     summary = {**training, **summary, "held_out_loss": held_out[-1] if held_out else None, "skipped": dict(data.skipped)}
-    if PartialState().is_main_process:
+    if join_processes().is_main_process:
         write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
                          {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train)}})
         run.write_summary(summary)

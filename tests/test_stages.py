@@ -1,0 +1,116 @@
+"""The five stages run one after the other on nano: between them only folders pass, and the last is a pipeline that draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from iris.checkpoint import CheckpointError, read_checkpoint
+from iris.config import preset
+from iris.data.scenes import Scenes
+from iris.pipeline import IRISPipeline
+from iris.runs import Run, read_metrics, read_summary
+from iris.training import stages
+from iris.training.loop import TrainConfig
+from iris.training.stages import StageResult
+
+NANO = preset("nano")
+TRAIN = TrainConfig(train_steps=6, batch_size=4, warmup_steps=2, log_every=2, eval_every=3, ema_decay=0.5)
+DATA = (Scenes(32, count=16), Scenes(32, count=8, split="held_out"))
+FLOW_STAGES = {2: stages.train_class_conditional, 3: stages.train_text_to_image, 4: stages.train_aesthetic, 5: stages.distill}
+
+
+def run_stage(stage: int, root: Path, init: Path | None = None, train: TrainConfig = TRAIN) -> StageResult:
+    with Run.open(root / f"stage-{stage}", train.recipe()) as run:
+        if stage == 1:
+            return stages.train_autoencoder(NANO, *DATA, train, run, perceptual_weight=0.0)
+        return FLOW_STAGES[stage](NANO, *DATA, train, run, init)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, StageResult]:
+    """All five stages, each started from the folder of the one before."""
+    root = tmp_path_factory.mktemp("runs")
+    done = {1: run_stage(1, root)}
+    for stage in FLOW_STAGES:
+        done[stage] = run_stage(stage, root, done[stage - 1].pipeline_path)
+    return done
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4, 5])
+def test_every_stage_leaves_a_model_figures_and_a_summary(results: dict[int, StageResult], stage: int) -> None:
+    result, folder = results[stage], results[stage].pipeline_path.parent
+    stored = read_checkpoint(result.pipeline_path)
+    assert set(stored.tensors) == ({"autoencoder"} if stage == 1 else {"autoencoder", "generator"})
+    assert all(value.isfinite().all() for part in stored.tensors.values() for value in part.values() if value.is_floating_point())
+    assert stored.metadata["stage"] == stage and stored.metadata["training"]["recipe"] == dataclasses.asdict(TRAIN)
+    summary = read_summary(folder)
+    assert summary == {**summary, "stage": stage, "step": 6, "finished": True, "images_seen": 24, "examples": 16}
+    assert math.isfinite(summary["held_out_loss"])
+    rows = read_metrics(folder)
+    assert [row["step"] for row in rows] == [2, 3, 4, 6] and all(math.isfinite(row["loss"]) for row in rows)
+    assert [row["step"] for row in rows if "held_out_loss" in row] == [3, 6]
+    if stage > 1:
+        assert all(len(row["loss_by_t"]) == 8 and row["loss_by_depth"] for row in rows)
+
+
+def test_stage_1_calibrates_and_measures(results: dict[int, StageResult]) -> None:
+    assert math.isfinite(results[1].summary["held_out_psnr"]) and results[1].summary["perceptual_loss"] is False
+    stored = read_checkpoint(results[1].pipeline_path).tensors["autoencoder"]
+    assert not torch.equal(stored["latent_mean"], torch.zeros(8, 1, 1)) and (stored["latent_std"] > 0).all()
+
+
+def test_the_autoencoder_passes_through_unchanged_and_the_generator_learns(results: dict[int, StageResult]) -> None:
+    stored = {stage: read_checkpoint(result.pipeline_path).tensors for stage, result in results.items()}
+    for stage in (2, 3, 4, 5):
+        assert all(torch.equal(stored[1]["autoencoder"][name], value) for name, value in stored[stage]["autoencoder"].items())
+    for stage in (3, 4, 5):
+        assert any(not torch.equal(stored[stage - 1]["generator"][name], value) for name, value in stored[stage]["generator"].items())
+
+
+def test_stage_5_reports_its_one_step_error_beside_the_teachers(results: dict[int, StageResult]) -> None:
+    summary = results[5].summary
+    assert summary["student_one_step_error"] > 0 and summary["teacher_one_step_error"] > 0 and summary["guidance_inside"] == 3.0
+
+
+@pytest.mark.parametrize("stage", [2, 3, 4, 5])
+def test_what_a_stage_leaves_is_a_pipeline(results: dict[int, StageResult], stage: int) -> None:
+    pipeline = IRISPipeline.from_pretrained(results[stage].pipeline_path)
+    images = pipeline(["a red circle", "two blue squares"], seed=1).images
+    assert [image.size for image in images] == [(32, 32)] * 2
+    assert not np.array_equal(np.asarray(images[0]), np.asarray(images[1]))
+    expected = ("consistency", 4, 1.0) if stage == 5 else ("euler", 16, 3.0)
+    assert (pipeline.defaults.sampler, pipeline.defaults.num_steps, pipeline.defaults.guidance_scale) == expected
+    assert pipeline.defaults.num_iterations == NANO.generator.mean_iterations
+
+
+def test_a_stage_run_again_gives_the_same_model_without_training(results: dict[int, StageResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = results[3].pipeline_path
+    before = read_checkpoint(folder).tensors
+    monkeypatch.setattr(stages.RectifiedFlowLoss, "__call__", None)  # a training step would fail
+    again = run_stage(3, folder.parent.parent, results[2].pipeline_path)
+    after = read_checkpoint(again.pipeline_path).tensors
+    assert all(torch.equal(before[part][name], after[part][name]) for part in before for name in before[part])
+    assert again.summary["held_out_loss"] == results[3].summary["held_out_loss"]
+
+
+def test_a_stage_refuses_what_does_not_fit(results: dict[int, StageResult], tmp_path: Path) -> None:
+    with Run.open(tmp_path / "a") as run, pytest.raises(CheckpointError, match="another configuration"):
+        stages.train_text_to_image(preset("nano", generator__core_ffn=96), *DATA, TRAIN, run, results[2].pipeline_path)
+    with Run.open(tmp_path / "b") as run, pytest.raises(CheckpointError, match="no folder"):
+        stages.train_text_to_image(NANO, *DATA, TRAIN, run, tmp_path / "nothing")
+    with Run.open(tmp_path / "c") as run, pytest.raises(CheckpointError, match="generator"):
+        stages.distill(NANO, *DATA, TRAIN, run, results[1].pipeline_path)
+
+
+def test_stage_1_can_go_on_from_another_autoencoder(results: dict[int, StageResult], tmp_path: Path) -> None:
+    with Run.open(tmp_path / "run") as run:
+        result = stages.train_autoencoder(NANO, *DATA, dataclasses.replace(TRAIN, train_steps=1, learning_rate=0.0), run,
+                                          results[1].pipeline_path, perceptual_weight=0.0)
+    first, second = (read_checkpoint(folder).tensors["autoencoder"] for folder in (results[1].pipeline_path, result.pipeline_path))
+    assert all(torch.equal(first[name], second[name]) for name in first if not name.startswith("latent_"))
