@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iris.nn.recurrence import GatedLinearRecurrence, linear_scan
+from iris.nn.recurrence import MEMORY, GatedLinearRecurrence, linear_scan
 
 DIM = 32
 RIGHT, LEFT, DOWN, UP = range(4)
@@ -136,13 +136,14 @@ def test_the_first_token_of_every_scan_enters_unscaled(recurrence: GatedLinearRe
         torch.testing.assert_close(output, whole, atol=1e-15, rtol=0)
 
 
-def test_decays_start_between_a_tenth_and_a_thousandth_of_forgetting() -> None:
+def test_memory_starts_log_uniform_between_a_token_and_a_side() -> None:
     layer = GatedLinearRecurrence(512)
     at_half = torch.exp(-8 * 0.5 * torch.nn.functional.softplus(layer.decay.detach()))
-    assert at_half.min() > 0.9 - 1e-4 and at_half.max() < 0.999 + 1e-4
-    squares = (at_half.square() - 0.9**2) / (0.999**2 - 0.9**2)  # uniform in [0, 1]
-    assert abs(float(squares.mean()) - 0.5) < 0.05 and abs(float(squares.std()) - 1 / math.sqrt(12)) < 0.04
     torch.testing.assert_close(layer.memory_lengths(), -1 / at_half.log(), rtol=1e-3, atol=0)
+    low, high = (math.log(tokens) for tokens in MEMORY)
+    uniform = (layer.memory_lengths().log() - low) / (high - low)
+    assert uniform.min() > -1e-3 and uniform.max() < 1 + 1e-3
+    assert abs(float(uniform.mean()) - 0.5) < 0.05 and abs(float(uniform.std()) - 1 / math.sqrt(12)) < 0.04
 
 
 def test_white_noise_keeps_its_variance_along_a_scan() -> None:

@@ -3,8 +3,8 @@
 image [B, 3, H, W] -> Haar packets -> encoder -> latents [B, C, H/f, W/f] -> decoder -> Haar packets -> image. The wavelet
 levels are exact and free, so the convolutions run on small grids only. Beside the convolutions a linear shortcut joins the
 full packet transform of an f x f tile to its latents, so that training starts from a coarse picture and not from nothing
-(residual autoencoding: DC-AE, 2410.10733, section 3.1). Latents leave `encode` with zero mean and unit variance per
-channel (statistics stored with the weights); `decode` takes them back.
+(residual autoencoding: DC-AE, 2410.10733, section 3.1). Latents leave `encode` with zero mean and the
+variance that `calibrate` sets (statistics per channel, stored with the weights); `decode` takes them back.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _shortcuts(config: AutoencoderConfig, levels: int) -> tuple[nn.Conv2d, nn.Co
 
 
 class WaveletVAE(nn.Module):
-    """Images in [-1, 1] to unit-variance latents and back; any height and width that are multiples of `downsample`."""
+    """Images in [-1, 1] to normalised latents and back; any height and width that are multiples of `downsample`."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class WaveletVAE(nn.Module):
         return self.decode_raw(posterior.sample(noise)), posterior
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> latents of zero mean and unit variance per channel (the posterior's mean)."""
+        """Images -> normalised latents (the posterior's mean)."""
         return (self.posterior(images).mean - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class WaveletVAE(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
-        """Store the per-channel mean and standard deviation [C] of raw latents over the training data."""
+        """Store what `encode` subtracts and divides by, each [C]: the mean and the scale of raw latents over the training data."""
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
             raise ValueError("latent statistics must be finite and the standard deviations positive.")
         self.latent_mean.copy_(mean.view(-1, 1, 1))

@@ -3,7 +3,7 @@
 out = W_o (g * fourier + (1 - g) * recurrent + alpha * s * spatial)
 
 Each path is normalised before the fusion, so a gate of 0.8 means that four fifths come from the Fourier path. `g` and
-`s` are sigmoids of a linear map of the token, one value a head; `alpha` is learned per head and starts small.
+`s` are sigmoids of a linear map of the token, one value a head; `alpha` is learned per head and starts at one half.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GRFM(nn.Module):
         self.fourier = FourierPath(config.dim, config.fourier_blocks, config.softshrink)
         self.recurrence = GatedLinearRecurrence(config.dim)
         self.spatial = ManhattanDecay(self.heads)
-        self.alpha = nn.Parameter(torch.full((self.heads, 1), 0.1))
+        self.alpha = nn.Parameter(torch.full((self.heads, 1), 0.5))
         self.out = nn.Linear(config.dim, config.dim)
 
     def paths(self, x: Tensor, record: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+MEMORY = (0.7, 16.0)
+
+
 def _forward_scan(a: Tensor, b: Tensor, dim: int) -> Tensor:
     states = torch.empty_like(b)
     slices = tuple(zip(a.unbind(dim), b.unbind(dim), states.unbind(dim), strict=True))
@@ -62,8 +65,9 @@ def linear_scan(a: Tensor, b: Tensor, dim: int) -> Tensor:
 class GatedLinearRecurrence(nn.Module):
     """RG-LRU on a grid [B, h, w, dim]: channel quarters scan right, left, down and up. Gates are block-diagonal.
 
-    `decay` is drawn so that exp(-8 * softplus(L) / 2), the decay at a gate of one half, has its square uniform in
-    [0.9^2, 0.999^2]: the range of the paper read at the gate's initial value.
+    `decay` is drawn so that the memory at a gate of one half, -1 / ln a, is log-uniform between `MEMORY` tokens. Griffin's
+    range (a from 0.9 to 0.999) is meant for sequences of thousands; on a scan as long as a grid's side it would carry the
+    first token, which enters unscaled, to every other one and hardly add anything.
     """
 
     def __init__(self, dim: int, blocks: int = 4) -> None:
@@ -72,9 +76,8 @@ class GatedLinearRecurrence(nn.Module):
         self.blocks = 4 * blocks
         self.gate_weight = nn.Parameter(torch.randn(self.blocks, size, 2 * size) / math.sqrt(size))
         self.gate_bias = nn.Parameter(torch.zeros(self.blocks, 1, 2 * size))
-        squared = torch.empty(dim).uniform_(0.9**2, 0.999**2)
-        rate = -0.5 * squared.log() / 4.0  # softplus(L) = -ln(a) / 4 at a gate of one half
-        self.decay = nn.Parameter(rate.expm1().log())
+        memory = torch.empty(dim).uniform_(*(math.log(tokens) for tokens in MEMORY)).exp()
+        self.decay = nn.Parameter(torch.expm1(1.0 / (4.0 * memory)).log())  # ln a = -4 softplus(L) at a gate of one half
 
     def memory_lengths(self) -> Tensor:
         """Tokens after which a state has decayed to 1/e at a gate of one half, [dim]."""

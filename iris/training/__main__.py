@@ -15,11 +15,10 @@ from typing import Annotated
 
 import typer
 
-from iris.config import preset as load_preset
-from iris.data import load_dataset_by_name
 from iris.runs import Run
 from iris.training import stages
-from iris.training.loop import TrainConfig, join_processes
+from iris.training.loop import join_processes
+from iris.training.prepare import configure, load_pictures, open_run, plan_training
 
 
 class Stage(str, Enum):
@@ -66,16 +65,14 @@ def main(
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
     if stage is not Stage.autoencoder and not init:
         raise typer.BadParameter(f"stage {stage.value} needs --init, the folder of an earlier stage.")
-    config = load_preset(preset)
-    size = config.autoencoder.image_size
-    train_data, held_out = (load_dataset_by_name(data, size=size, split=split, limit=limit or None) for split in ("train", "held_out"))
-    train = TrainConfig(train_steps=train_steps, minutes=minutes, batch_size=batch_size, learning_rate=learning_rate,
-                        precision=precision, seed=seed)
+    config = configure(preset)
+    pictures, held_out = load_pictures(data, config, limit)
+    train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed)
     options = {"init": init} if init else {}
     first = join_processes().is_main_process
-    folder = Run.open(run, {"stage": stage.value, "data": data, "preset": preset, **train.recipe()}) if first else _Follower(run)
+    folder = open_run(run, config, train, data) if first else _Follower(run)
     with contextlib.closing(folder):
-        result = RECIPES[stage](config, train_data, held_out, train, folder, **options)
+        result = RECIPES[stage](config, pictures, held_out, train, folder, **options)
     if first:
         typer.echo(f"{result.pipeline_path}: {result.summary}")
 

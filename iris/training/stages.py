@@ -65,10 +65,16 @@ def _sample_images(dataset: ImageDataset, limit: int, seed: int) -> torch.Tensor
 
 @torch.no_grad()
 def calibrate(autoencoder: WaveletVAE, dataset: ImageDataset, seed: int = 0, limit: int = 1024) -> None:
-    """Store the mean and standard deviation per latent channel, measured on training pictures."""
+    """Store the latents' mean per channel and one standard deviation for all, measured on training pictures.
+
+    One factor keeps the channels' proportions: coarse channels stand out of the noise first and detail last, as in pixels,
+    and the flow's squared error weighs them as a picture does. Whitening each channel gave detail thirteen sixteenths of
+    the loss, and the generator drew detail without shape (reports/LOG.md, 2026-11-23).
+    """
     device = next(autoencoder.parameters()).device
     raw = torch.cat([autoencoder.posterior(piece.to(device)).mean for piece in _sample_images(dataset, limit, seed).split(64)])
-    autoencoder.calibrate(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
+    common = raw.var((0, 2, 3)).mean().sqrt()
+    autoencoder.calibrate(raw.mean((0, 2, 3)), common.expand(raw.shape[1]))
 
 
 @torch.no_grad()
@@ -118,9 +124,9 @@ def _encode_both(config: IRISConfig, autoencoder: WaveletVAE, train_data: ImageD
     device = "cuda" if torch.cuda.is_available() else "cpu"
     text_encoder = load_text_encoder(config.text, device)
     autoencoder.to(device)
-    first = join_processes().is_main_process  # the others encode for themselves and leave the disk alone
-    encoded = tuple(encode_dataset(autoencoder, text_encoder, data, captions, run.path / "latents" / split if first else None)
-                    for split, data in (("train", train_data), ("held_out", held_out_data)))
+    with join_processes().main_process_first():  # the others read what the first has written
+        encoded = tuple(encode_dataset(autoencoder, text_encoder, data, captions, run.path / "latents" / split)
+                        for split, data in (("train", train_data), ("held_out", held_out_data)))
     autoencoder.to("cpu")
     return encoded
 
