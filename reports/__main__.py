@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stoppable():
             for outcome in run_tasks(chosen, options.force, say):
                 outcomes.append(outcome)
-                assemble(profile, everything, home)
+                if outcome.ran:
+                    write_pages(everything, home / "site", profile.name)
+            assemble(profile, everything, home)
     except KeyboardInterrupt:
         say("stopped; the same command continues where it ended.")
         return 130
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def assemble(profile: Profile, tasks: Sequence[Task], home: Path) -> None:
-    """Results, REPORT.md with its figures, and the pages: from whatever has been run so far."""
+    """Results, REPORT.md with its figures, and the pages: from whatever of the profile has been run, now or before."""
     results = collect(profile, tasks)
     write_results(results, home)
     known = read_results(home)

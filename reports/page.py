@@ -118,14 +118,24 @@ def _claim_table(judged: Sequence[Judged], pages: Mapping[str, str]) -> str:
 
 
 def _shots(tasks: Sequence[Task], pages: Mapping[str, str]) -> str:
-    """Up to two pictures from each notebook, embedded, each linked to its page."""
-    import base64
-
+    """Two small pictures from each notebook, embedded, each linked to its page; the last ones: they show what came out."""
     shots = []
     for task in tasks:
-        for path in sorted((task.folder / "figures").glob("*.png"))[:2] if task.notebook.number in pages else ():
-            data = base64.b64encode(path.read_bytes()).decode()
+        for path in sorted((task.folder / "figures").glob("[0-9]*.png"))[-2:] if task.notebook.number in pages else ():
             name = f"{task.notebook.number} {path.stem.replace('_', ' ')}"
-            shots.append(f'<figure><a href="{pages[task.notebook.number]}"><img loading="lazy" alt="{escape(name)}" src="data:image/png;base64,{data}"></a>'
+            shots.append(f'<figure><a href="{pages[task.notebook.number]}"><img loading="lazy" alt="{escape(name)}" src="{_thumbnail(path)}"></a>'
                          f"<figcaption>{escape(name)}</figcaption></figure>")
     return f'<div class="shots">{"".join(shots)}</div>'
+
+
+def _thumbnail(path: Path) -> str:
+    """A picture at most 480 px wide as a data address."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    image, stream = Image.open(path).convert("RGB"), io.BytesIO()
+    image.thumbnail((480, 960), Image.Resampling.LANCZOS)
+    image.save(stream, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -115,11 +115,15 @@ def plan(profile: Profile, notebooks: Mapping[str, Notebook], runs: Path, only: 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended: `status` is "finished" (now or before), "failed" or "left out" (its input failed), with a sentence why."""
+    """How a task ended: `status` is "finished" (now or before), "failed" or "left out" (its input failed), with a sentence why.
+
+    `ran`: a kernel worked on it just now.
+    """
 
     task: Task
     status: str
     why: str = ""
+    ran: bool = False
 
 
 def run_tasks(tasks: Sequence[Task], force: bool, say: Callable[[str], None]) -> Iterator[Outcome]:
@@ -157,9 +161,9 @@ def _execute(task: Task, start_over: bool, say: Callable[[str], None]) -> Outcom
     try:
         with _watched(task, say):
             _papermill(task, values)
-        outcome = Outcome(task, "finished", f"{(time.monotonic() - began) / 60:.1f} min.")
+        outcome = Outcome(task, "finished", f"{(time.monotonic() - began) / 60:.1f} min.", True)
     except Exception as error:  # a notebook may fail in any way; the next one must still run
-        outcome = Outcome(task, "failed", _reason(error))
+        outcome = Outcome(task, "failed", _reason(error), True)
     finally:  # Ctrl-C too
         task.write_record(**about, finished=outcome.status == "finished", seconds=spent + time.monotonic() - began)
     return outcome
@@ -184,10 +188,12 @@ def _watched(task: Task, say: Callable[[str], None], every_seconds: float = 30.0
     """While the kernel works, tell what the run's metrics say: a cell that trains for an hour is no silent cell."""
     done = threading.Event()
 
+    began = time.time()
+
     def watch() -> None:
         told = -1
         while not done.wait(every_seconds):
-            row = _last_row(task.folder)
+            row = _last_row(task.folder, began)
             if row and row["step"] != told:
                 told = row["step"]
                 say("    " + ", ".join([f"step {told:,} of {task.parameters.get('train_steps', 0):,}", *_parts(row)]))
@@ -201,9 +207,10 @@ def _watched(task: Task, say: Callable[[str], None], every_seconds: float = 30.0
         thread.join()
 
 
-def _last_row(folder: Path) -> dict[str, Any] | None:
+def _last_row(folder: Path, began: float) -> dict[str, Any] | None:
+    """The newest row of a run's metrics, if it was written after `began`."""
     try:
-        rows = read_metrics(folder)
+        rows = read_metrics(folder) if (folder / "metrics.jsonl").stat().st_mtime > began else []
     except (RunError, OSError):
         return None
     return rows[-1] if rows else None

@@ -13,12 +13,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from iris.config import preset
+from iris.nn.autoencoder import WaveletVAE
+from iris.nn.generator import Generator
+from iris.pipeline import IRISPipeline, SamplingDefaults
 from iris.runs import read_metrics, read_summary
+from iris.text import load_text_encoder
 from reports.notebooks import find_notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +117,64 @@ def test_no_measured_figure_and_no_place_is_written_down(name):
         text = "".join(cell["source"])
         assert not re.search(r"(?<![\w.])/(home|root|work|tmp|content|kaggle)/", text)
         assert "http" not in text
+
+
+# --- every cell runs -----------------------------------------------------------------------------------------------
+
+
+class Shown:
+    """Instead of IPython's display: draws what it is given, so that a figure that cannot be drawn fails."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, *objects, **options):
+        for item in objects:
+            self.update(item)
+        return self
+
+    def update(self, item) -> None:
+        self.count += 1
+        if hasattr(item, "_repr_png_"):
+            assert item._repr_png_()[:4] == b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def nano_model(tmp_path_factory) -> Path:
+    """An untrained model whose zero weights were given values, so that every part acts."""
+    config = preset("nano")
+    torch.manual_seed(0)
+    generator = Generator(config.generator)
+    for parameter in generator.parameters():
+        if not bool(parameter.abs().max() > 0):
+            torch.nn.init.normal_(parameter, std=0.05)
+    pipe = IRISPipeline(config, WaveletVAE(config.autoencoder), generator, load_text_encoder(config.text),
+                        SamplingDefaults(num_steps=2, num_iterations=2))
+    return pipe.save_pretrained(tmp_path_factory.mktemp("model") / "nano", dtype=torch.float32)
+
+
+SMALL = {"preset": "nano", "train_steps": 3, "batch_size": 4, "limit": 16, "held_out_limit": 6, "num_steps": 2, "num_iterations": 2,
+         "pictures": 8, "scenes": 1, "samples": 6, "max_iterations": 3, "variants": ["tiny"], "measure_memory": False, "perceptual_weight": 0.0}
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", NAMES[1:3] + NAMES[4:])  # 00 and 03 run in a kernel below
+def test_every_cell_runs(name, nano_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
+    known = find_notebooks()[name[:2]].defaults()
+    folders = dict.fromkeys(("init", "model", "teacher", "autoencoder"), str(nano_model))
+    values = {**known, **{key: value for key, value in {**SMALL, **folders}.items() if key in known}}
+    namespace = {"display": Shown(), **values}
+    for number, source in enumerate(code(name)[2:], start=2):
+        lines = ast.parse(source).body
+        if isinstance(lines[-1], ast.Expr):  # what a kernel would show
+            lines[-1] = ast.fix_missing_locations(ast.Assign([ast.Name("shown", ast.Store())], lines[-1].value))
+        exec(compile(ast.Module(lines, []), f"{name}:{number}", "exec"), namespace)
+        namespace["display"](namespace.pop("shown", None))
+    summary = read_summary(values["run_folder"])
+    assert summary["notebook"] == name and summary["reading"]
+    assert list((tmp_path / values["run_folder"] / "figures").glob("*.png"))
 
 
 # --- where nothing has been set up ---------------------------------------------------------------------------------

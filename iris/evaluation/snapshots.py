@@ -77,10 +77,14 @@ class Snapshots:
         return sorted({int(match[1]) for path in self.folder.glob("*.png") if (match := _FILE.fullmatch(path.name))})
 
     def pictures(self) -> tuple[list[Image.Image], list[str]]:
-        """All pictures, one row a step, and a caption for each: what `figures.image_grid` takes with one column a prompt."""
+        """All pictures, one row a step, and a caption for each: what `figures.image_grid` takes with one column a prompt.
+
+        A step that an earlier session drew with fewer prompts is left out.
+        """
         images, captions = [], []
         for step in self.steps():
-            for index, prompt in enumerate(self.prompts):
-                images.append(Image.open(self.folder / f"step-{step:08d}-{index:02d}.png"))
-                captions.append(f"step {step:,}: {prompt}")
+            files = [self.folder / f"step-{step:08d}-{index:02d}.png" for index in range(len(self.prompts))]
+            if all(file.is_file() for file in files):
+                images += [Image.open(file) for file in files]
+                captions += [f"step {step:,}: {prompt}" for prompt in self.prompts]
         return images, captions
