@@ -276,11 +276,12 @@ def test_the_partner_is_earlier_and_tightens_with_the_stage(stage: int) -> None:
     assert (partner[t > 0] < t[t > 0]).all() and (partner >= 0).all() and partner.isfinite().all()
     assert (tighter >= partner).all() and (tighter > partner)[t > 0.5].all()
     assert partner[0] == 0
+    assert 1 - consistency_partner(torch.ones(1), 0) > 0.015  # pure noise is not paired with itself
 
 
 def test_the_partner_is_that_of_easy_consistency_tuning() -> None:
-    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
-    sigma = t / (1 - t)
+    t = torch.linspace(0.01, 0.999, 100, dtype=torch.float64)
+    sigma = (t / (1 - t)).clamp_max(80)  # EDM's range of noise levels
     for stage in (0, 2):
         expected = (sigma - sigma / 4 ** (stage + 1) * (1 + 8 / (1 + torch.exp(sigma)))).clamp_min(0)
         partner = consistency_partner(t, stage)

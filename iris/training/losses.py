@@ -22,6 +22,7 @@ from iris.nn.haar import BANDS, haar_dwt2
 from iris.training.batches import LatentBatch
 
 T_BINS = 8
+SIGMA_MAX = 80.0  # the highest noise level of EDM (2206.00364) and of the consistency models trained in its terms
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,10 @@ def consistency_partner(t: Tensor, stage: int, q: float = 4.0, k: float = 8.0) -
     """The earlier time r < t that easy consistency tuning (2406.14548, section 3.3) pairs with t.
 
     In its noise levels sigma = t / (1 - t): r = sigma (1 - (1 + k sigmoid(-sigma)) / q^(stage+1)), clamped at 0, mapped
-    back by sigma / (1 + sigma). As `stage` grows r comes closer to t.
+    back by sigma / (1 + sigma). As `stage` grows r comes closer to t. Sigma is held at SIGMA_MAX: above it pairs would lie so
+    close together that pure noise, where every picture starts, learned nothing.
     """
-    sigma = t / (1 - t).clamp_min(1e-4)
+    sigma = (t / (1 - t)).clamp_max(SIGMA_MAX)
     partner = sigma * (1 - (1 + k * torch.sigmoid(-sigma)) / q ** (stage + 1))
     partner = partner.clamp_min(0.0)
     return partner / (1 + partner)
