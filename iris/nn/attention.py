@@ -19,8 +19,6 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 class CrossAttention(nn.Module):
     """Image tokens [B, h, w, dim] read text states. Keys and values are made once a prompt by `keys_values`.
-
-    The output projection starts at zero (PixArt-alpha, 2310.00426).
     """
 
     def __init__(self, dim: int, text_dim: int, heads: int) -> None:
@@ -29,8 +27,6 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(text_dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
 
     def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text states [B, L, text_dim] -> normalised keys and values, each [B, heads, L, c]."""

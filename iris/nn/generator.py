@@ -70,7 +70,7 @@ class TextAdapter(nn.Module):
 
 
 class CoreLayer(nn.Module):
-    """Mixer, cross-attention and feed-forward; adaLN-Zero on the first and last, a norm on every residual sum."""
+    """Mixer, cross-attention and feed-forward; adaLN on the first and last, a norm on every residual sum."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -83,9 +83,9 @@ class CoreLayer(nn.Module):
                 record: bool) -> tuple[Tensor, MixerMaps | None]:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(condition)
         mixed, maps = self.mixer(modulate(x, shift, scale), record)
-        x = normalize(torch.addcmul(x, gate, mixed))
+        x = normalize(torch.addcmul(x, 1 + gate, mixed))
         x = normalize(x + self.cross(x, keys_values, mask))
-        return normalize(torch.addcmul(x, ffn_gate, self.ffn(modulate(x, ffn_shift, ffn_scale)))), maps
+        return normalize(torch.addcmul(x, 1 + ffn_gate, self.ffn(modulate(x, ffn_shift, ffn_scale)))), maps
 
 
 class Core(nn.Module):
@@ -113,7 +113,7 @@ class Core(nn.Module):
 
 
 class CodaBlock(nn.Module):
-    """Local attention and feed-forward with adaLN-Zero (DiT, 2212.09748)."""
+    """Local attention and feed-forward with adaLN (DiT, 2212.09748)."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -123,8 +123,8 @@ class CodaBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(condition)
-        x = torch.addcmul(x, gate, self.attention(modulate(normalize(x), shift, scale)))
-        return torch.addcmul(x, ffn_gate, self.ffn(modulate(normalize(x), ffn_shift, ffn_scale)))
+        x = torch.addcmul(x, 1 + gate, self.attention(modulate(normalize(x), shift, scale)))
+        return torch.addcmul(x, 1 + ffn_gate, self.ffn(modulate(normalize(x), ffn_shift, ffn_scale)))
 
 
 class Generator(nn.Module):

@@ -47,7 +47,11 @@ class ScalarEmbedding(nn.Module):
 
 
 class Modulation(nn.Module):
-    """adaLN-Zero (DiT, 2212.09748, section 3.2): condition [B, dim] -> `count` tensors [B, 1, 1, dim], all zero at first."""
+    """adaLN (DiT, 2212.09748, section 3.2): condition [B, dim] -> `count` tensors [B, 1, 1, dim], all zero at first.
+
+    They are read as offsets: a branch is scaled by 1 + scale and enters by 1 + gate. DiT's closed gates (adaLN-Zero) left
+    the shared core idle: after 1,200 steps its branches were a tenth of the state (reports/LOG.md, 2026-11-23).
+    """
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
@@ -78,7 +82,7 @@ class FeedForward(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Residual block of the prelude: depthwise 3x3 convolution, feed-forward, adaLN-Zero. Tokens stay [B, h, w, dim]."""
+    """Residual block of the prelude: depthwise 3x3 convolution, feed-forward, adaLN. Tokens stay [B, h, w, dim]."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -89,4 +93,4 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(condition)
         local = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + gate * self.ffn(modulate(normalize(local), shift, scale))
+        return x + (1 + gate) * self.ffn(modulate(normalize(local), shift, scale))
