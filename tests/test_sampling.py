@@ -83,6 +83,17 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_of_eight(pipeline: IRISPipel
     assert ((pixels > 0) & (pixels < 255)).mean() > 0.5  # the law would be empty on saturated pictures
 
 
+def test_a_picture_does_not_depend_on_the_number_of_threads(pipeline: IRISPipeline) -> None:
+    one = pipeline(PROMPTS, seed=3)
+    try:
+        torch.set_num_threads(2)
+        two = pipeline(PROMPTS, seed=3)
+    finally:
+        torch.set_num_threads(1)
+    differences = [np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() for a, b in zip(one.images, two.images, strict=True)]
+    assert max(differences) <= 1 and one.iterations == two.iterations
+
+
 # --- guidance ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,7 +143,7 @@ def test_automatic_depth_stops_each_picture_where_its_own_state_settles(generato
     context = generator64.condition(*text)
     states = [state.tokens for state in generator64.iterate(z, t, context, 12)]
     changes = torch.stack([((new - old).norm(dim=-1) / new.norm(dim=-1)).mean((1, 2)) for old, new in pairwise(states)])
-    threshold = float(changes[4:8].median())
+    threshold = float(changes[4:8].median()) * (1 + 1e-9)  # not a value that occurs: a tie would be decided by rounding
     expected = [next((n + 2 for n in range(11) if n + 2 >= 3 and changes[n, row] < threshold), 12) for row in range(3)]
     auto = GuidedVelocity(generator64, context, None, 1.0, "auto", min_iterations=3, max_iterations=12, threshold=threshold)
     velocity = auto(z, t)
