@@ -60,6 +60,13 @@ def _estimates(quality: dict[str, Any], path: str = "") -> list[tuple[str, str]]
     return rows
 
 
+def _sizes(quality: dict[str, Any]) -> str:
+    """How many pictures each section of a quality file rests on."""
+    counts = {name: section["pictures"] for name, section in quality.items() if isinstance(section, dict) and "pictures" in section}
+    counts |= {f"scenes.{kind}": entry["pictures"] for kind, entry in quality.get("scenes", {}).items() if isinstance(entry, dict) and "pictures" in entry}
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) + " pictures"
+
+
 def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any]) -> str:
     """The card's text, with the front matter that the Hub reads."""
     training, defaults = pipe.metadata["training"], pipe.defaults
@@ -100,7 +107,8 @@ Stage {training["stage"]}, {training["step"]:,} steps of {training["recipe"]["ba
 Recipe: `{json.dumps(training["recipe"])}`
 
 ## Measured
-On held-out data, by `python -m iris.evaluation quality {name} --json`{f" (seed {quality['seed']})" if quality else ""}.
+On held-out data, by `python -m iris.evaluation quality RUN --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
+they were rounded to half precision.
 
 {measured}
 

@@ -49,8 +49,9 @@ class ScalarEmbedding(nn.Module):
 class Modulation(nn.Module):
     """adaLN (DiT, 2212.09748, section 3.2): condition [B, dim] -> `count` tensors [B, 1, 1, dim], all zero at first.
 
-    They are read as offsets: a branch is scaled by 1 + scale and enters by 1 + gate. DiT's closed gates (adaLN-Zero) left
-    the shared core idle: after 1,200 steps its branches were a tenth of the state (reports/LOG.md, 2026-11-23).
+    They are read as offsets: a branch is scaled by 1 + scale and enters by 1 + gate. With DiT's closed
+    gates (adaLN-Zero) the core's branches were a tenth of its state after 1,200 steps; that opening them helps is not shown
+    yet (reports/LOG.md, 2026-11-23).
     """
 
     def __init__(self, dim: int, count: int) -> None:

@@ -68,8 +68,8 @@ def calibrate(autoencoder: WaveletVAE, dataset: ImageDataset, seed: int = 0, lim
     """Store the latents' mean per channel and one standard deviation for all, measured on training pictures.
 
     One factor keeps the channels' proportions: coarse channels stand out of the noise first and detail last, as in pixels,
-    and the flow's squared error weighs them as a picture does. Whitening each channel gave detail thirteen sixteenths of
-    the loss, and the generator drew detail without shape (reports/LOG.md, 2026-11-23).
+    and the flow's squared error weighs them as a picture does. Whitening each channel gives detail thirteen sixteenths of
+    the loss; that this is worse is an argument, not yet a measurement (reports/LOG.md, 2026-11-23).
     """
     device = next(autoencoder.parameters()).device
     raw = torch.cat([autoencoder.posterior(piece.to(device)).mean for piece in _sample_images(dataset, limit, seed).split(64)])
