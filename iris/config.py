@@ -67,6 +67,7 @@ class GeneratorConfig:
 
     `mean_iterations` is the mean of the random depth in training and the default at inference. `mixer` picks the token
     mixer of the core: GRFM, attention of the same parameter count, or one of GRFM's paths alone (for ablations).
+    With `core_stride` 2 the core thinks on a grid of half the side; prelude and coda stay on the whole one.
     """
 
     latent_channels: int = 16
@@ -88,15 +89,17 @@ class GeneratorConfig:
     softshrink: float = 0.01
     window: int = 4
     halo: int = 2
+    core_stride: int = 1
 
     def __post_init__(self) -> None:
         for name in ("latent_channels", "latent_size", "dim", "head_dim", "text_dim", "text_tokens", "prelude_blocks", "core_layers",
-                     "coda_blocks", "core_ffn", "outer_ffn", "mean_iterations", "fourier_blocks", "window"):
+                     "coda_blocks", "core_ffn", "outer_ffn", "mean_iterations", "fourier_blocks", "window", "core_stride"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more.")
         _require(self.dim % self.head_dim == 0, f"dim is {self.dim}; use a multiple of head_dim ({self.head_dim}).")
         _require(self.dim % self.fourier_blocks == 0, f"dim is {self.dim}; use a multiple of fourier_blocks ({self.fourier_blocks}).")
         _require(self.dim % 16 == 0, f"dim is {self.dim}; use a multiple of 16 (four scan directions of four gate blocks).")
         _require(self.latent_size % self.window == 0, f"latent_size is {self.latent_size}; use a multiple of window ({self.window}).")
+        _require(self.latent_size % self.core_stride == 0, f"latent_size is {self.latent_size}; use a multiple of core_stride ({self.core_stride}).")
         _require(0 <= self.halo <= self.window, f"halo is {self.halo}; use 0 to {self.window} (the window).")
         _require(self.mixer in MIXERS, f"mixer is {self.mixer!r}; use one of {', '.join(MIXERS)}.")
         _require(self.iteration_embedding in ITERATION_EMBEDDINGS,
@@ -109,6 +112,10 @@ class GeneratorConfig:
     def num_heads(self) -> int:
         """Heads of the mixer's gates, of the decays and of every attention."""
         return self.dim // self.head_dim
+
+    def core_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The core's tokens (rows, columns, dim) for latents of height x width."""
+        return height // self.core_stride, width // self.core_stride, self.dim
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iris.flow import interpolate, velocity_to_data
-from iris.nn.generator import CoreState, Generator, TextContext, relative_change
+from iris.nn.generator import CoreState, Embedded, Generator, TextContext, relative_change
 from iris.rng import rng_for
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -83,33 +83,35 @@ class GuidedVelocity:
         batch = z.shape[0]
         if self.guided:
             z, t = z.repeat(2, 1, 1, 1), t.repeat(2)
-        tokens, used = self._think(z, t)
+        embedded = self.generator.embed(z, t, self.context)
+        tokens, used = self._think(embedded)
         self.spent.append(used[:batch])
-        velocity = self.generator.readout(tokens, t, self.context)
+        velocity = self.generator.readout(tokens, embedded)
         if not self.guided:
             return velocity
         text, null = velocity.chunk(2)
         return torch.lerp(null, text, self.guidance_scale)
 
-    def _think(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _think(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
         """Core state for every row and the iterations it took."""
         if self.num_iterations != "auto":
-            for current in self.generator.iterate(z, t, self.context, int(self.num_iterations)):
+            for current in self.generator.iterate(embedded, self.context, int(self.num_iterations)):
                 last = current
-            return last.tokens, torch.full((len(z),), last.iteration)
-        return self._think_until_still(z, t)
+            return last.tokens, torch.full((len(last.tokens),), last.iteration)
+        return self._think_until_still(embedded)
 
-    def _think_until_still(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _think_until_still(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
         """Rows whose state has settled leave the batch, so the others cost less and nobody's picture changes."""
-        injected, condition = self.generator.embed(z, t, self.context)
+        injected, condition = embedded.injected, embedded.condition
+        rows = len(injected)
         result = torch.zeros_like(injected)
-        used = torch.zeros(len(z), dtype=torch.long)
-        active, context, tokens = torch.arange(len(z), device=z.device), self.context, result
+        used = torch.zeros(rows, dtype=torch.long)
+        active, context, tokens = torch.arange(rows, device=injected.device), self.context, result
         for iteration in range(1, self.max_iterations + 1):
             current: CoreState = self.generator.core(tokens, injected[active], condition[active], context, iteration)
             still = relative_change(current.tokens, tokens) < self.threshold
             if self.guided:  # a picture's two rows decide together and leave together
-                still = self._both_halves(still, active, len(z) // 2)
+                still = self._both_halves(still, active, rows // 2)
             leaving = still if iteration >= self.min_iterations else torch.zeros_like(still)
             if iteration == self.max_iterations:
                 leaving = torch.ones_like(still)

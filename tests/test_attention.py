@@ -9,7 +9,7 @@ import torch
 from conftest import randomise, seeded
 from torch import Tensor
 
-from iris.nn.attention import CrossAttention, GlobalAttention, LocalAttention
+from iris.nn.attention import CrossAttention, GlobalAttention, LocalAttention, attend, key_bias
 
 HEADS, DIM = 2, 8
 
@@ -24,6 +24,25 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | fl
     query, key, value = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (query, key, value))
     scores = layer_norm(query) @ layer_norm(key).mT / math.sqrt(query.shape[-1]) + bias
     return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 7), (320, 300)], ids=["products", "fused"])
+def test_attend_is_torchs_attention_on_both_its_ways(queries: int, keys: int, dtype: torch.dtype) -> None:
+    query, key, value = (seeded(2, 3, length, 4, seed=seed, dtype=dtype) for seed, length in enumerate((queries, keys, keys)))
+    mask = torch.rand(2, 1, 1, keys, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[..., 0] = True
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(attend(query, key, value, key_bias(mask, dtype)), expected)
+
+
+@pytest.mark.parametrize(("window", "halo", "tiles"), [(4, 2, 3), (4, 0, 3), (4, 4, 3), (4, 1, 2)])
+def test_tiles_are_those_of_unfold(window: int, halo: int, tiles: int) -> None:
+    layer = LocalAttention(DIM, HEADS, window, halo)
+    reach = window + 2 * halo
+    x = seeded(2, reach + (tiles - 1) * window, reach + (tiles - 1) * window, 3)
+    expected = x.unfold(1, reach, window).unfold(2, reach, window).permute(0, 1, 4, 2, 5, 3)  # [B, th, reach, tw, reach, c]
+    assert torch.equal(layer._tiles(x, reach), expected)
 
 
 @pytest.fixture

@@ -77,8 +77,8 @@ def test_attention_is_counted_by_its_closed_form():
     config = preset("nano", generator__mixer="attention", generator__iteration_embedding="none")
     generator = IRISModel(config).generator
     context = generator.condition(torch.zeros(1, 16, 32))
-    injected, condition = generator.embed(torch.zeros(1, 8, 8, 8), torch.zeros(1), context)
-    linears = _convolutions_and_linears(generator, lambda: generator.core(injected, injected, condition, context, 1))
+    embedded = generator.embed(torch.zeros(1, 8, 8, 8), torch.zeros(1), context)
+    linears = _convolutions_and_linears(generator, lambda: generator.core(embedded.injected, embedded.injected, embedded.condition, context, 1))
     tokens, words, layers = 64, 16, config.generator.core_layers
     inner = generator.core.layers[0].mixer.attention.out.in_features
     attention = layers * 4 * tokens * (tokens * inner + words * config.generator.dim)   # scores and weighted sum, 2 FLOPs each

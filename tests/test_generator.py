@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from iris.config import preset
 from iris.nn.generator import Generator, parameter_count, relative_change
+from iris.nn.layers import MergeTokens, SplitTokens
 from iris.rng import rng_for
 from iris.training.batches import LatentBatch
 from iris.training.losses import RectifiedFlowLoss
@@ -32,8 +34,9 @@ def test_a_new_generator_says_zero_velocity(mixer: str, inputs) -> None:
     assert (generator(*inputs, 3) == 0).all()
 
 
-def test_every_parameter_gets_a_gradient_once_no_weight_is_zero(inputs) -> None:
-    generator = build_generator(ADAPTED).double()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_parameter_gets_a_gradient_once_no_weight_is_zero(stride: int, inputs) -> None:
+    generator = build_generator(preset("nano", generator=replace(ADAPTED.generator, core_stride=stride), text=ADAPTED.text)).double()
     z, t, _ = inputs
     drop = torch.tensor([False, True, False])
     generator(z, t, seeded(3, 16, 48, dtype=torch.float64), 2, drop_text=drop).square().sum().backward()
@@ -54,14 +57,41 @@ def test_parameters_do_not_depend_on_the_number_of_iterations(generator64: Gener
     assert all(not torch.allclose(a, b) for a, b in pairwise(velocities))
 
 
+def test_splitting_undoes_merging_when_their_weights_are_inverse() -> None:
+    """Both put a square's tokens in the same order."""
+    x, dim = seeded(2, 6, 4, 3, dtype=torch.float64), 12
+    merge, split = MergeTokens(3, 2).double(), SplitTokens(3, 2).double()
+    merge.linear = torch.nn.Linear(dim, dim).double()
+    split.linear = torch.nn.Linear(dim, dim).double()
+    with torch.no_grad():
+        split.linear.weight.copy_(merge.linear.weight.inverse())
+        split.linear.bias.copy_(-split.linear.weight @ merge.linear.bias)
+        torch.testing.assert_close(split(merge(x)), x, atol=1e-10, rtol=0)
+        square = torch.cat([x[:, 2, 0], x[:, 2, 1], x[:, 3, 0], x[:, 3, 1]], -1)
+        torch.testing.assert_close(merge(x)[:, 1, 0], merge.linear(square))
+
+
+def test_a_coarser_core_thinks_on_half_the_side_and_still_draws_on_the_whole_grid(inputs) -> None:
+    generator = build_generator(preset("nano", generator__core_stride=2)).double()
+    z, t, text = inputs
+    context = generator.condition(text)
+    embedded = generator.embed(z, t, context)
+    *_, state = generator.iterate(embedded, context, 3, record=True)
+    assert state.tokens.shape == (3, 4, 4, 32) == (3, *generator.config.core_shape(8, 8)) and state.maps[0].gate.shape == (3, 4, 4)
+    velocity = generator.readout(state.tokens, embedded)
+    assert torch.equal(velocity, generator(z, t, text, 3)) and velocity.shape == z.shape
+    assert velocity[0, 0].unique().numel() == 64
+
+
 @torch.no_grad()
 def test_forward_is_iterate_then_readout(generator64: Generator, inputs) -> None:
     z, t, text = inputs
     context = generator64.condition(text)
-    states = list(generator64.iterate(z, t, context, 5))
+    embedded = generator64.embed(z, t, context)
+    states = list(generator64.iterate(embedded, context, 5))
     assert [state.iteration for state in states] == [1, 2, 3, 4, 5]
     for depth in (1, 3, 5):
-        assert torch.equal(generator64(z, t, text, depth), generator64.readout(states[depth - 1].tokens, t, context))
+        assert torch.equal(generator64(z, t, text, depth), generator64.readout(states[depth - 1].tokens, embedded))
     assert torch.equal(generator64(z, t, text), generator64(z, t, text, generator64.config.mean_iterations))
 
 
@@ -70,16 +100,18 @@ def test_without_an_iteration_embedding_the_core_can_go_on_from_any_state(inputs
     generator = build_generator(preset("nano", generator__iteration_embedding="none")).double()
     z, t, text = inputs
     context = generator.condition(text)
-    *_, whole = generator.iterate(z, t, context, 5)
-    *_, first = generator.iterate(z, t, context, 2)
-    *_, second = generator.iterate(z, t, context, 3, state=first.tokens)
+    embedded = generator.embed(z, t, context)
+    *_, whole = generator.iterate(embedded, context, 5)
+    *_, first = generator.iterate(embedded, context, 2)
+    *_, second = generator.iterate(embedded, context, 3, state=first.tokens)
     assert torch.equal(second.tokens, whole.tokens)
 
 
 @torch.no_grad()
 def test_the_state_keeps_its_scale_at_any_depth(generator64: Generator, inputs) -> None:
     z, t, text = inputs
-    for state in generator64.iterate(z, t, generator64.condition(text), 64):
+    context = generator64.condition(text)
+    for state in generator64.iterate(generator64.embed(z, t, context), context, 64):
         torch.testing.assert_close(state.tokens.square().mean(-1), torch.ones(3, 8, 8, dtype=torch.float64), atol=1e-3, rtol=0)
 
 
@@ -87,11 +119,13 @@ def test_the_state_keeps_its_scale_at_any_depth(generator64: Generator, inputs) 
 def test_recording_shows_every_grfm_layer_and_changes_nothing(generator64: Generator, inputs) -> None:
     z, t, text = inputs
     context = generator64.condition(text)
-    for plain, recorded in zip(generator64.iterate(z, t, context, 3), generator64.iterate(z, t, context, 3, record=True), strict=True):
+    embedded = generator64.embed(z, t, context)
+    for plain, recorded in zip(generator64.iterate(embedded, context, 3), generator64.iterate(embedded, context, 3, record=True), strict=True):
         assert torch.equal(plain.tokens, recorded.tokens) and plain.maps is None
         assert len(recorded.maps) == 2 and all(maps.gate.shape == (3, 8, 8) for maps in recorded.maps)
     attention = build_generator(preset("nano", generator__mixer="attention")).double()
-    assert next(attention.iterate(z, t, attention.condition(text), 1, record=True)).maps is None
+    context = attention.condition(text)
+    assert next(attention.iterate(attention.embed(z, t, context), context, 1, record=True)).maps is None
 
 
 def test_relative_change_is_the_mean_over_tokens() -> None:
@@ -140,8 +174,9 @@ def test_a_dropped_caption_is_exactly_the_null_context(config, inputs) -> None:
     velocity = generator(z, t, text, 3, mask, drop)
     for length in (1, 7):
         null = generator.null_context(3, length)
-        *_, state = generator.iterate(z, t, null, 3)
-        torch.testing.assert_close(velocity[:2], generator.readout(state.tokens, t, null)[:2], atol=1e-12, rtol=0)
+        embedded = generator.embed(z, t, null)
+        *_, state = generator.iterate(embedded, null, 3)
+        torch.testing.assert_close(velocity[:2], generator.readout(state.tokens, embedded)[:2], atol=1e-12, rtol=0)
     torch.testing.assert_close(velocity[2:], generator(z, t, text, 3, mask)[2:], atol=1e-12, rtol=0)
 
 
@@ -176,15 +211,15 @@ def test_truncation_beyond_the_depth_is_the_full_gradient(generator64: Generator
 def test_a_truncated_gradient_is_that_of_the_last_iterations_from_a_fixed_state(generator64: Generator, inputs) -> None:
     z, t, text = inputs
     truncated = gradients(generator64, inputs, 5, 2)
-    with torch.no_grad():
-        *_, fixed = generator64.iterate(z, t, generator64.condition(text), 3)
-    generator64.zero_grad()
     context = generator64.condition(text)
-    injected, condition = generator64.embed(z, t, context)
+    embedded = generator64.embed(z, t, context)
+    with torch.no_grad():
+        *_, fixed = generator64.iterate(embedded, context, 3)
+    generator64.zero_grad()
     tokens = fixed.tokens
     for iteration in (4, 5):
-        tokens = generator64.core(tokens, injected, condition, context, iteration).tokens
-    generator64.readout(tokens, t, context).square().sum().backward()
+        tokens = generator64.core(tokens, embedded.injected, embedded.condition, context, iteration).tokens
+    generator64.readout(tokens, embedded).square().sum().backward()
     for name, parameter in generator64.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(truncated[name], parameter.grad, atol=1e-10, rtol=1e-8)
@@ -212,7 +247,8 @@ def test_iterations_without_gradient_cost_no_graph(generator64: Generator, input
 
 def test_iterating_leaves_the_callers_grad_mode_alone(generator64: Generator, inputs) -> None:
     z, t, text = inputs
-    for state in generator64.iterate(z, t, generator64.condition(text), 4, grad_iterations=2):
+    context = generator64.condition(text)
+    for state in generator64.iterate(generator64.embed(z, t, context), context, 4, grad_iterations=2):
         assert torch.is_grad_enabled() and state.tokens.requires_grad == (state.iteration > 2)
 
 

@@ -141,7 +141,8 @@ def test_automatic_depth_that_never_settles_is_the_fixed_depth(generator64: Gene
 def test_automatic_depth_stops_each_picture_where_its_own_state_settles(generator64: Generator, text) -> None:
     z, t = seeded(3, *SHAPE, dtype=torch.float64), torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
     context = generator64.condition(*text)
-    states = [state.tokens for state in generator64.iterate(z, t, context, 12)]
+    embedded = generator64.embed(z, t, context)
+    states = [state.tokens for state in generator64.iterate(embedded, context, 12)]
     changes = torch.stack([((new - old).norm(dim=-1) / new.norm(dim=-1)).mean((1, 2)) for old, new in pairwise(states)])
     threshold = float(changes[4:8].median()) * (1 + 1e-9)  # not a value that occurs: a tie would be decided by rounding
     expected = [next((n + 2 for n in range(11) if n + 2 >= 3 and changes[n, row] < threshold), 12) for row in range(3)]
@@ -149,7 +150,7 @@ def test_automatic_depth_stops_each_picture_where_its_own_state_settles(generato
     velocity = auto(z, t)
     assert auto.spent[0].tolist() == expected
     for row, depth in enumerate(expected):
-        alone = generator64.readout(states[depth - 1], t, context)[row]
+        alone = generator64.readout(states[depth - 1], embedded)[row]
         torch.testing.assert_close(velocity[row], alone, atol=1e-10, rtol=0)
 
 

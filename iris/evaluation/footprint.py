@@ -27,7 +27,7 @@ from iris.nn.fourier import MATMUL_DFT_LIMIT
 from iris.nn.generator import Generator, parameter_count
 
 # Which part each module of the generator is counted with; what is not named here embeds something (time, pooled text).
-_PART = {"input": "prelude", "prelude": "prelude", "core": "core", "coda": "coda", "final_modulation": "coda", "output": "coda",
+_PART = {"input": "prelude", "prelude": "prelude", "core": "core", "merge": "prelude", "split": "coda", "coda": "coda", "final_modulation": "coda", "output": "coda",
          "text_adapter": "text_adapter"}
 PARTS = ("prelude", "core", "coda", "embeddings", "text_adapter", "encoder", "decoder")
 GENERATOR_PARTS = PARTS[:5]
@@ -168,12 +168,13 @@ def _flops(generator: Generator, autoencoder: WaveletVAE) -> dict[str, int]:
 
     z, t = blank(g.latent_channels, g.latent_size, g.latent_size), torch.zeros(1)
     context = count("text", generator.condition, blank(g.text_tokens, g.text_dim))
-    injected, condition = count("prelude", generator.embed, z, t, context)
-    state = count("core", generator.core, torch.zeros_like(injected), injected, condition, context, 1)
-    count("coda", generator.readout, state.tokens, t, context)
+    embedded = count("prelude", generator.embed, z, t, context)
+    injected = embedded.injected
+    state = count("core", generator.core, torch.zeros_like(injected), injected, embedded.condition, context, 1)
+    count("coda", generator.readout, state.tokens, embedded)
     latents = count("encoder", autoencoder.encode, blank(3, a.image_size, a.image_size))
     count("decoder", autoencoder.decode, latents)
-    counted["core"] += g.core_layers * fft_flops(g.mixer, g.latent_size, g.dim)
+    counted["core"] += g.core_layers * fft_flops(g.mixer, g.latent_size // g.core_stride, g.dim)
     return counted
 
 

@@ -135,9 +135,10 @@ class _RecordingVelocity(GuidedVelocity):
         """Velocity at one picture's latents [1, C, h, w]; row 0 of every recorded tensor is the pass that reads the prompt."""
         rows = 2 if self.guided else 1
         both, times = z.repeat(rows, 1, 1, 1), t.repeat(rows)
+        embedded = self.generator.embed(both, times, self.context)
         records, previous = [], None
-        for state in self.generator.iterate(both, times, self.context, int(self.num_iterations), record=True):
-            velocity = self.generator.readout(state.tokens, times, self.context)
+        for state in self.generator.iterate(embedded, self.context, int(self.num_iterations), record=True):
+            velocity = self.generator.readout(state.tokens, embedded)
             if self.guided:
                 text, null = velocity.chunk(2)
                 velocity = torch.lerp(null, text, self.guidance_scale)
@@ -209,13 +210,14 @@ def convergence(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int]
     times: list[float] = []
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
+        embedded = pipe.generator.embed(z, t, context)
         previous, moved = None, []
-        for state in pipe.generator.iterate(z, t, context, num_iterations):
+        for state in pipe.generator.iterate(embedded, context, num_iterations):
             moved.append(relative_change(state.tokens, torch.zeros_like(state.tokens) if previous is None else previous))
             previous = state.tokens
         changes.append(torch.stack(moved, dim=1))
         times.append(float(t[0]))
-        return pipe.generator.readout(previous, t, context)
+        return pipe.generator.readout(previous, embedded)
 
     noise = initial_noise(seeds, _latent_shape(pipe), pipe.device)
     last_step(SAMPLERS["euler"](velocity, noise, timestep_schedule(num_steps), seeds))
@@ -250,9 +252,10 @@ def overthinking(pipe: IRISPipeline, dataset: ImageDataset, limit: int = 32, max
 def _errors_by_depth(generator: Generator, latents: Tensor, noise: Tensor, t: float, context: TextContext, max_iterations: int) -> tuple[Tensor, Tensor]:
     """Velocity error and relative change after each iteration, both [B, I]."""
     path = interpolate(latents, noise, latents.new_full((len(latents),), t))
+    embedded = generator.embed(path.z_t, path.t, context)
     previous, errors, changes = None, [], []
-    for state in generator.iterate(path.z_t, path.t, context, max_iterations):
-        velocity = generator.readout(state.tokens, path.t, context)
+    for state in generator.iterate(embedded, context, max_iterations):
+        velocity = generator.readout(state.tokens, embedded)
         errors.append((velocity - path.velocity).float().square().flatten(1).mean(1))
         changes.append(relative_change(state.tokens, torch.zeros_like(state.tokens) if previous is None else previous).float())
         previous = state.tokens
@@ -273,15 +276,15 @@ def path_independence(pipe: IRISPipeline, prompt: str, seed: int = 0, num_iterat
     noise = initial_noise([seed], _latent_shape(pipe), pipe.device)
     data = pipe(prompt, seed=seed).latents
     context, _ = pipe.contexts([prompt] * rows)
-    grid = (*_latent_shape(pipe)[1:], pipe.config.generator.dim)
+    grid = pipe.config.generator.core_shape(*_latent_shape(pipe)[1:])
     states = torch.stack([torch.zeros(grid), *(INITIAL_STATE_STD * torch.randn(grid, generator=rng_for(seed, START, k)) for k in range(starts))])
     found = []
     for t in timesteps:
         times = torch.full((rows,), float(t), device=pipe.device)
         z = interpolate(data, noise, times[:1]).z_t.expand(rows, -1, -1, -1)
-        turns = []
-        for state in generator.iterate(z, times, context, num_iterations, state=states.to(pipe.device)):
-            turns.append((_distance_to_first(state.tokens), _distance_to_first(generator.readout(state.tokens, times, context))))
+        embedded, turns = generator.embed(z, times, context), []
+        for state in generator.iterate(embedded, context, num_iterations, state=states.to(pipe.device)):
+            turns.append((_distance_to_first(state.tokens), _distance_to_first(generator.readout(state.tokens, embedded))))
         found.append([torch.stack(part, dim=1) for part in zip(*turns, strict=True)])
     by_state, by_velocity = (torch.stack([pair[which] for pair in found]).float().cpu().numpy() for which in (0, 1))
     return PathIndependence(np.array(timesteps, dtype=float), by_state, by_velocity, pipe.config.generator.mean_iterations)

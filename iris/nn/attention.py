@@ -11,10 +11,29 @@ from torch.nn import functional as F
 
 from iris.nn.layers import normalize
 
+PRODUCT_LIMIT = 1 << 16  # scores a head: 256 x 256
+
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """[B, N, heads*c] -> [B, heads, N, c]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(c) + bias) v over [..., N, c] and [..., L, c]; `bias` broadcasts to [..., N, L].
+
+    On a CPU two plain products: torch's fused attention is 1.3 times slower there for short sequences forward and
+    backward, in bf16 three to six times (reports/LOG.md, 2026-11-25). It stays where the scores would not fit a cache.
+    """
+    if query.is_cuda or query.shape[-2] * key.shape[-2] > PRODUCT_LIMIT:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    return (scores if bias is None else scores + bias).softmax(-1).to(value.dtype) @ value
+
+
+def key_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A key mask (True = counts) as a bias for `attend`: 0 where a key counts, the lowest number elsewhere."""
+    return None if mask is None else torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 class CrossAttention(nn.Module):
@@ -35,7 +54,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         query = normalize(_heads(self.query(x.flatten(1, 2)), self.heads))
-        read = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask)
+        read = attend(query, *keys_values, key_bias(mask, query.dtype))
         return self.out(read.transpose(1, 2).reshape(x.shape))
 
 
@@ -50,7 +69,7 @@ class GlobalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (_heads(part, self.heads) for part in self.qkv(x.flatten(1, 2)).chunk(3, dim=-1))
-        read = F.scaled_dot_product_attention(normalize(query), normalize(key), value)
+        read = attend(normalize(query), normalize(key), value)
         return self.out(read.transpose(1, 2).flatten(2)).view(x.shape)
 
 
@@ -76,10 +95,21 @@ class LocalAttention(nn.Module):
         return rows[..., self.offset].permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
 
     def _tiles(self, x: Tensor, reach: int) -> Tensor:
-        """[B, h', w', c] -> [B, tiles, heads, reach^2, c/heads], tiles `window` apart."""
-        tiles = x.unfold(1, reach, self.window).unfold(2, reach, self.window)  # [B, th, tw, c, reach, reach]
-        tiles = tiles.flatten(4).unflatten(3, (self.heads, -1)).flatten(1, 2)  # [B, tiles, heads, c, reach^2]
-        return tiles.transpose(-1, -2)
+        """[B, h', w', ...] -> [B, th, reach, tw, reach, ...]: overlapping tiles, `window` apart, put together from whole windows.
+
+        Slices and concatenations cost a copy each way; the gradient of `unfold` costs far more.
+        """
+        for axis in (1, 3):
+            tiles = (x.shape[axis] - reach) // self.window + 1
+            x = F.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, -reach % self.window))
+            pieces = [x.narrow(axis, start, tiles * self.window).unflatten(axis, (tiles, self.window)) for start in range(0, reach, self.window)]
+            x = torch.cat(pieces, axis + 1).narrow(axis + 1, 0, reach)
+        return x
+
+    def _by_tile(self, x: Tensor, reach: int) -> Tensor:
+        """[B, h', w', heads * c] -> [B, tiles, heads, reach^2, c]."""
+        tiles = self._tiles(x, reach).unflatten(-1, (self.heads, -1))  # [B, th, r, tw, r, heads, c]
+        return tiles.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
@@ -88,11 +118,11 @@ class LocalAttention(nn.Module):
         query, key, value = self.qkv(x).chunk(3, dim=-1)
         around = (0, 0, self.halo, self.halo, self.halo, self.halo)
         reach = self.window + 2 * self.halo
-        query = self._tiles(query, self.window)
-        key, value = (self._tiles(F.pad(part, around), reach) for part in (key, value))
-        inside = F.pad(torch.ones(1, height, width, 1, device=x.device), around)
-        inside = inside.unfold(1, reach, self.window).unfold(2, reach, self.window).flatten(4).flatten(1, 2)  # [1, tiles, 1, k]
-        bias = self._relative_bias().to(x.dtype) + torch.where(inside > 0, 0.0, -1e4).to(x.dtype).unsqueeze(2)  # [1, tiles, heads, q, k]
-        read = F.scaled_dot_product_attention(normalize(query), normalize(key), value, attn_mask=bias.expand(batch, -1, -1, -1, -1))
+        query = self._by_tile(query, self.window)
+        key, value = (self._by_tile(F.pad(part, around), reach) for part in (key, value))
+        inside = self._tiles(F.pad(torch.ones(1, height, width, 1, device=x.device), around), reach)
+        inside = inside.transpose(2, 3).flatten(3).flatten(1, 2)[:, :, None, None]  # [1, tiles, 1, 1, k]
+        bias = self._relative_bias().to(x.dtype) + torch.where(inside > 0, 0.0, -1e4).to(x.dtype)  # [1, tiles, heads, q, k]
+        read = attend(normalize(query), normalize(key), value, bias)
         read = read.view(batch, height // self.window, width // self.window, self.heads, self.window, self.window, -1)
         return self.out(read.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, dim))

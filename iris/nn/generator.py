@@ -3,6 +3,8 @@
 Tokens are [B, h, w, dim]. The prelude's output `e` is injected at every iteration, s <- norm(W [s, e]); then four layers
 of mixer, cross-attention and feed-forward refine s. Every residual sum is normalised without weights, which bounds the
 state at any depth and makes the pre-norm of the next sub-layer the identity: Huginn's sandwich at half its cost.
+The coda adds the last state to the prelude's tokens, so the normalised core need not carry z_t itself (measured:
+reports/LOG.md, 2026-11-25); with `core_stride` 2 the core reads and refines one token for each 2 x 2 of the grid.
 """
 
 from __future__ import annotations
@@ -15,8 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from iris.config import TEXT_ADAPTER_HEADS, GeneratorConfig
-from iris.nn.attention import CrossAttention, LocalAttention
-from iris.nn.layers import ConvBlock, FeedForward, Modulation, ScalarEmbedding, grid_positions, modulate, normalize
+from iris.nn.attention import CrossAttention, LocalAttention, attend, key_bias
+from iris.nn.layers import (
+    ConvBlock,
+    FeedForward,
+    MergeTokens,
+    Modulation,
+    ScalarEmbedding,
+    SplitTokens,
+    grid_positions,
+    modulate,
+    normalize,
+)
 from iris.nn.mixer import MixerMaps, build_mixer
 
 INITIAL_STATE_STD = math.sqrt(2 / 5)  # Huginn's initial state
@@ -29,6 +41,18 @@ class TextContext:
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None
     pooled: Tensor
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What the prelude makes of z_t: its `tokens` [B, h, w, dim], which the coda adds the core's state to; the same on the core's
+
+    grid, `injected` [B, h', w', dim], which the core reads at each turn; and the `condition` [B, dim] of time and prompt.
+    """
+
+    tokens: Tensor
+    injected: Tensor
+    condition: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,8 +87,8 @@ class TextAdapter(nn.Module):
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
         x = self.input(normalize(states)) + self.position[: states.shape[1]]
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(normalize(x)).chunk(3, -1))
-        key_mask = None if mask is None else mask[:, None, None]
-        read = nn.functional.scaled_dot_product_attention(normalize(query), normalize(key), value, attn_mask=key_mask)
+        bias = None if mask is None else key_bias(mask[:, None, None], query.dtype)
+        read = attend(normalize(query), normalize(key), value, bias)
         x = x + self.out(read.transpose(1, 2).flatten(2))
         return x + self.ffn(normalize(x))
 
@@ -141,6 +165,8 @@ class Generator(nn.Module):
         self.pooled = nn.Linear(config.text_dim, dim)
         self.prelude = nn.ModuleList(ConvBlock(dim, config.outer_ffn) for _ in range(config.prelude_blocks))
         self.core = Core(config)
+        self.merge = MergeTokens(dim, config.core_stride)
+        self.split = SplitTokens(dim, config.core_stride)
         self.coda = nn.ModuleList(CodaBlock(config) for _ in range(config.coda_blocks))
         self.final_modulation = Modulation(dim, 2)
         self.output = nn.Linear(dim, config.latent_channels)
@@ -173,16 +199,17 @@ class Generator(nn.Module):
         pooled = (text * weights).sum(1) / weights.sum(1).clamp_min(1)
         return TextContext(keys_values, None if mask is None else mask[:, None, None], self.pooled(pooled))
 
-    def embed(self, z_t: Tensor, t: Tensor, context: TextContext) -> tuple[Tensor, Tensor]:
-        """The prelude: injected tokens [B, h, w, dim] and the condition [B, dim] of this time and prompt."""
+    def embed(self, z_t: Tensor, t: Tensor, context: TextContext) -> Embedded:
+        """The prelude, once for each z_t [B, C, h, w] and t [B]."""
         condition = self.time(t * 1000.0) + context.pooled
         x = self.input(z_t).permute(0, 2, 3, 1)
         x = x + grid_positions(*x.shape[1:], self.config.latent_size).to(x)
         for block in self.prelude:
             x = block(x, condition)
-        return normalize(x), condition
+        x = normalize(x)
+        return Embedded(x, normalize(self.merge(x)), condition)
 
-    def iterate(self, z_t: Tensor, t: Tensor, context: TextContext, num_iterations: int, state: Tensor | None = None,
+    def iterate(self, embedded: Embedded, context: TextContext, num_iterations: int, state: Tensor | None = None,
                 record: bool = False, grad_iterations: int | None = None) -> Iterator[CoreState]:
         """Yield the core's state after each of `num_iterations` iterations: the depth axis, open for inspection.
 
@@ -191,32 +218,32 @@ class Generator(nn.Module):
         """
         if num_iterations < 1:
             raise ValueError(f"num_iterations is {num_iterations}; use 1 or more.")
-        injected, condition = self.embed(z_t, t, context)
-        tokens = torch.zeros_like(injected) if state is None else state.to(injected)
+        tokens = torch.zeros_like(embedded.injected) if state is None else state.to(embedded.injected)
         without_grad = num_iterations - (num_iterations if grad_iterations is None else grad_iterations)
         for iteration in range(1, num_iterations + 1):
             keep_graph = torch.is_grad_enabled() and iteration > without_grad
             with torch.set_grad_enabled(keep_graph):
-                current = self.core(tokens, injected, condition, context, iteration, record)
+                current = self.core(tokens, embedded.injected, embedded.condition, context, iteration, record)
             yield current
             tokens = current.tokens
 
-    def readout(self, tokens: Tensor, t: Tensor, context: TextContext) -> Tensor:
-        """The coda: core state [B, h, w, dim] -> velocity [B, C, h, w]."""
-        condition = self.time(t * 1000.0) + context.pooled
+    def readout(self, tokens: Tensor, embedded: Embedded) -> Tensor:
+        """The coda: core state [B, h', w', dim] -> velocity [B, C, h, w]."""
+        x = embedded.tokens + self.split(tokens)
         for block in self.coda:
-            tokens = block(tokens, condition)
-        shift, scale = self.final_modulation(condition)
-        return self.output(modulate(normalize(tokens), shift, scale)).permute(0, 3, 1, 2)
+            x = block(x, embedded.condition)
+        shift, scale = self.final_modulation(embedded.condition)
+        return self.output(modulate(normalize(x), shift, scale)).permute(0, 3, 1, 2)
 
     def forward(self, z_t: Tensor, t: Tensor, text_tokens: Tensor, num_iterations: int | None = None, text_mask: Tensor | None = None,
                 drop_text: Tensor | None = None, grad_iterations: int | None = None, state: Tensor | None = None) -> Tensor:
         """Velocity at z_t [B, C, h, w], t [B] in [0, 1], given text states [B, L, text_dim]; depth as configured by default."""
         depth = self.config.mean_iterations if num_iterations is None else num_iterations
         context = self.condition(text_tokens, text_mask, drop_text)
-        for current in self.iterate(z_t, t, context, depth, state, grad_iterations=grad_iterations):
+        embedded = self.embed(z_t, t, context)
+        for current in self.iterate(embedded, context, depth, state, grad_iterations=grad_iterations):
             last = current
-        return self.readout(last.tokens, t, context)
+        return self.readout(last.tokens, embedded)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -70,6 +70,32 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+class MergeTokens(nn.Module):
+    """Each `stride` x `stride` square of tokens becomes one: [B, h, w, dim] -> [B, h/stride, w/stride, dim]."""
+
+    def __init__(self, dim: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.linear = nn.Linear(stride**2 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = x.unflatten(2, (-1, self.stride)).unflatten(1, (-1, self.stride)).transpose(2, 3)  # [B, h/s, w/s, s, s, dim]
+        return self.linear(squares.flatten(3))
+
+
+class SplitTokens(nn.Module):
+    """One token becomes a `stride` x `stride` square: [B, h, w, dim] -> [B, h * stride, w * stride, dim]."""
+
+    def __init__(self, dim: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.linear = nn.Linear(dim, stride**2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = self.linear(x).unflatten(-1, (self.stride, self.stride, -1)).transpose(2, 3)  # [B, h, s, w, s, dim]
+        return squares.flatten(3, 4).flatten(1, 2)
+
+
 class FeedForward(nn.Module):
     """Linear -> GELU -> Linear over the last axis."""
 

@@ -82,11 +82,17 @@ class FitResult:
     finished: bool
 
 
+def cpu_computes_in_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 (AVX512-BF16 or AMX), two to eight times as fast as in fp32; others emulate it, slowly."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def accelerate_precision(precision: str) -> str:
-    """accelerate's name for a precision; "auto" is bf16 where the GPU computes in it (capability 8), fp16 on older ones."""
+    """accelerate's name for a precision; "auto" is bf16 where the GPU (capability 8) or CPU has units for it, fp16 on older GPUs."""
     if precision == "auto":
         if not torch.cuda.is_available():
-            return "no"
+            return "bf16" if cpu_computes_in_bf16() else "no"
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     return "no" if precision in ("fp32", "fp64") else precision
 

@@ -146,7 +146,7 @@ class RectifiedFlowLoss:
         drop = torch.rand(count, generator=rng) < self.caption_dropout
         # A random share of Huginn's initial state, so that zeros (inference) lie within what was trained.
         amplitude = torch.rand(count, 1, 1, 1, generator=rng) * INITIAL_STATE_STD
-        state = amplitude * torch.randn(count, height, width, module.config.dim, generator=rng)
+        state = amplitude * torch.randn(count, *module.config.core_shape(height, width), generator=rng)
         mean = module.config.mean_iterations
         depth = sample_depth(rng, mean) if self.random_depth else mean
         return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, state, depth)
