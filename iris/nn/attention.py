@@ -32,8 +32,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 
 
 def key_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A key mask (True = counts) as a bias for `attend`: 0 where a key counts, the lowest number elsewhere."""
-    return None if mask is None else torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    """A key mask (True = counts) as a bias for `attend`: 0 where a key counts, the lowest number elsewhere.
+
+    A mask of weights in [0, 1] gives their logarithm: softmax counts a key of weight 1/2 as half a key.
+    """
+    return None if mask is None else mask.to(dtype).log().clamp_min(torch.finfo(dtype).min)
 
 
 class CrossAttention(nn.Module):
