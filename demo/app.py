@@ -26,32 +26,36 @@ with contextlib.suppress(ImportError):
 
 import gradio as gr  # noqa: E402
 import PIL.Image  # noqa: E402
-import torch  # noqa: E402
 
+from demo.model import MODELS, LoadedModel, best_device  # noqa: E402
 from demo.tabs import create, inside  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
 from iris.pipeline import IRISPipeline  # noqa: E402
 
-MODELS = ROOT / "demo" / "models"
 MAX_PIXELS = 64_000_000
 HEAD = """<div id="head"><h1><i>I</i>RIS</h1>
 <p>Words into pictures, by a small model that can think longer before it draws.</p></div>"""
 
 
-def create_demo(pipeline: IRISPipeline) -> gr.Blocks:
-    """The whole page as a function of one loaded pipeline, which the page only ever reads."""
+def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool = False) -> gr.Blocks:
+    """The whole page as a function of one loaded pipeline, which it only ever reads; `folder` is where that came from.
+
+    public: visitors share this server, so none of them may change the model or train.
+    """
+    model = LoadedModel(pipeline, folder, public)
     with gr.Blocks(title="IRIS", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(HEAD, elem_classes="plain")
         with gr.Tabs() as tabs:
             with gr.Tab("Create", id="create"):
-                made = create.build_tab(pipeline)
+                made = create.build_tab(model)
             with gr.Tab("Inside", id="inside"):
-                looked = inside.build_tab(pipeline)
+                looked = inside.build_tab(model)
         handover = made.look_inside.click(
             lambda *values: (gr.Tabs(selected="inside"), *inside.receive(*values)), made.request, [tabs, *looked.request],
             queue=False, api_visibility="private", show_progress="hidden",
         )
         looked.run_after(handover.then)
+        made.restore_on(page.load)
     # One picture at a time, and a 33rd visitor is told so at once (503).
     return page.queue(max_size=32, default_concurrency_limit=1)
 
@@ -81,17 +85,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"))
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's tunnel")
+    parser.add_argument("--public", action="store_true", default=on_space, help="visitors may not change the model or train (a Space's default)")
     options = parser.parse_args(arguments)
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
-        pipeline = IRISPipeline.from_pretrained(options.model or default_model(), device="cuda" if torch.cuda.is_available() else None)
+        source = options.model or default_model()
+        pipeline = IRISPipeline.from_pretrained(source, device=best_device())
         pipeline("warm up", num_steps=1, num_iterations=1)  # so that the first visitor does not pay for the first call
     except (ValueError, OSError) as error:
         raise SystemExit(f"The model could not be loaded: {error}") from error
-    page = create_demo(pipeline)
+    folder = Path(source).expanduser()
+    page = create_demo(pipeline, folder if folder.is_dir() else None, options.public)
     try:
         page.launch(**launch_options(options.host, options.port, options.share), prevent_thread_lock=True)
     except OSError as error:

@@ -90,7 +90,7 @@ def _read_chunk(path: Path) -> dict[str, Any]:
 
 def _facts(stored: dict[str, Any]) -> dict[str, Any]:
     """What is told but never used to draw, kept only in the shape this app writes."""
-    facts = {name: stored[name] for name in ("iterations", "sampler", "model", "model_hash") if name in stored}
+    facts = {name: stored[name] for name in ("iterations", "sampler", "model", "model_hash", "edit") if name in stored}
     for name, value in facts.items():
         if name == "iterations":
             fits = isinstance(value, list) and len(value) <= 200 and all(type(item) is int for item in value)

@@ -9,9 +9,9 @@ import gradio as gr
 IDLE = "Ready. Write a prompt and press Enter."
 
 
-def status_line() -> gr.HTML:
+def status_line(idle: str = IDLE) -> gr.HTML:
     """The component; its value comes from `status_html`."""
-    return gr.HTML(status_html(IDLE), elem_classes="plain")
+    return gr.HTML(status_html(idle), elem_classes="plain")
 
 
 def status_html(headline: str, facts: Sequence[str] = (), progress: float | None = None) -> str:

@@ -1,58 +1,50 @@
-"""Create: a prompt becomes a picture, shown after every step; and the endpoint `/generate`, which does the same.
+"""Create: a prompt becomes a picture, shown while it forms; and the endpoint `/generate`, which does the same.
 
 No `from __future__ import annotations` here: `gr.api` reads the endpoint's types from the real annotations.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 from gradio.data_classes import FileData
-from PIL import Image
 
-from demo.png import file_name, write_png
-from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, STEPS, GenerationRequest
-from demo.serving import MODEL_QUEUE, cache_file, on_gpu, runs_until_stopped, sentences
+from demo.drawing import Progress, Stream, core_passes, drawing_stream, saved, told_parameters
+from demo.link import COPY_LINK, read_link
+from demo.model import LoadedModel
+from demo.png import PngError, read_png
+from demo.request import MAX_SEED, STEPS, GenerationRequest, RequestError, whole_number
+from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
+from demo.settings import MAX_IMAGES, PRIVATE, build_settings, fill, fill_defaults
 from demo.status import count, status_html, status_line
-from iris.pipeline import IRISPipeline
+from demo.visit import Drawn, captions, picked, remember
+from iris.text import PromptError
 
 MAX_EXAMPLES = 6
 SMOOTH_FROM = 200  # px: larger pictures are scaled smoothly, smaller ones in crisp squares
 
 
 @dataclass(frozen=True)
-class Progress:
-    """One moment of a drawing: plain values that may cross to a ZeroGPU process and back."""
-
-    step: int
-    num_steps: int
-    image: Image.Image
-    iterations: list[int]
-    seconds: float
-    parameters: dict[str, Any] | None = None  # with the last picture: all it takes to make it again
-
-    @property
-    def finished(self) -> bool:
-        return self.parameters is not None
-
-
-@dataclass(frozen=True)
 class CreateTab:
-    """What other tabs may join to: `request` holds prompt, negative prompt, seed, steps, iterations, automatic and guidance."""
+    """What the page joins to: `request` holds prompt, negative prompt, seed, steps, iterations, automatic and guidance.
+
+    restore_on(event) fills the settings when a page is opened; `chosen` is the picture on show, as a Drawn.
+    """
 
     look_inside: gr.Button
+    edit: gr.Button
     request: list[Component]
+    chosen: gr.State
+    restore_on: Callable[[Callable[..., Any]], Any]
 
 
-Stream = Callable[[GenerationRequest], Iterator[Progress]]
-
-
-def build_tab(pipeline: IRISPipeline) -> CreateTab:
+def build_tab(model: LoadedModel) -> CreateTab:
     """The tab's components and events inside the current Blocks."""
-    stream = drawing_stream(pipeline)
+    stream = drawing_stream(model)
+    visit, chosen = gr.State([]), gr.State(None)
     with gr.Row(elem_classes="ask"):
         prompt = gr.Textbox(
             label="Prompt", show_label=False, placeholder="Describe a picture, for example: red apple", lines=1, max_lines=1,
@@ -60,77 +52,171 @@ def build_tab(pipeline: IRISPipeline) -> CreateTab:
         )
         go = gr.Button("Generate", variant="primary", scale=1, min_width=110, elem_id="generate")
         stop = gr.Button("Stop", variant="secondary", scale=0, min_width=80, interactive=False, elem_id="stop")
-    examples = _examples(pipeline.metadata.get("examples", []))
+    examples = _examples(model.pipeline.metadata.get("examples", []))
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=1, min_width=300):
             picture = gr.Image(
                 label="Picture", show_label=False, format="png", type="pil", interactive=False, buttons=["fullscreen"], elem_id="picture",
-                elem_classes=["picture"] + (["pixels"] if pipeline.image_size < SMOOTH_FROM else []), alt_text="No picture yet",
+                elem_classes=["picture"] + (["pixels"] if model.pipeline.image_size < SMOOTH_FROM else []), alt_text="No picture yet",
             )
         with gr.Column(scale=1, min_width=300):
             status = status_line()
             with gr.Row(elem_classes="actions"):
-                save = gr.DownloadButton("Save PNG", size="md", interactive=False, min_width=120, elem_id="save")
-                look_inside = gr.Button("Look inside", size="md", min_width=120, elem_id="look-inside")
-            settings = _settings(pipeline)
-    seed, randomise, steps, iterations, auto, guidance, negative = settings
+                save = gr.DownloadButton("Save PNG", size="md", interactive=False, min_width=100, elem_id="save")
+                look_inside = gr.Button("Look inside", size="md", min_width=100, elem_id="look-inside")
+                edit = gr.Button("Edit", size="md", min_width=70, interactive=False, elem_id="edit")
+            settings, images, watch = build_settings(model)
+            link, drop = _restoring()
+    with gr.Group(visible=False, elem_id="visit") as shelf:
+        gallery = gr.Gallery(
+            label="This visit", format="png", columns=8, height="auto", object_fit="contain", allow_preview=False, buttons=[],
+            interactive=False, elem_classes=["visit"] + (["pixels"] if model.pipeline.image_size < SMOOTH_FROM else []),
+        )
+        again = gr.Button("Use again", size="md", elem_id="again", interactive=False)
+    request = [prompt, settings.negative, settings.seed, settings.steps, settings.iterations, settings.auto, settings.guidance]
+    state = [prompt, *settings.components]
 
     draw = _draw_event(stream)
-    inputs = [prompt, negative, seed, randomise, steps, iterations, auto, guidance]
-    private = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    inputs = [*request, settings.randomise, images, watch, visit]
+    outputs = [picture, status, settings.seed, save, edit, visit, chosen, gallery, shelf]
     starts = [partial(gr.on, [prompt.submit, go.click])]
     if examples is not None:
-        starts.append(examples.click(lambda sample: sample[0], examples, prompt, **private).then)
+        starts.append(examples.click(lambda sample: sample[0], examples, prompt, **PRIVATE).then)
     for start in starts:
-        runs_until_stopped(start, stop, status, draw, inputs, [picture, status, seed, save])
-    auto.change(lambda on: gr.update(interactive=not on), auto, iterations, **private)
-    randomise.change(lambda on: gr.update(interactive=not on), randomise, seed, **private)
-    _generate_endpoint(pipeline, stream)
-    return CreateTab(look_inside, [prompt, negative, seed, steps, iterations, auto, guidance])
+        runs_until_stopped(start, stop, status, draw, inputs, outputs)
+
+    gallery.select(_show_again, visit, [picture, status, save, edit, chosen, again], **PRIVATE)
+    again.click(lambda drawn: _fill_again(model, drawn), chosen, state, **PRIVATE)
+    drop.upload(lambda path: _restore_png(model, path), drop, [*state, status], **PRIVATE)
+    link.click(fn=None, js=COPY_LINK, inputs=request, outputs=link, **PRIVATE)
+    _generate_endpoint(model, stream)
+
+    def opened(page_request: gr.Request) -> tuple:  # gradio gives the request to a plain function alone, not to a partial
+        return _restore_link(model, page_request.query_params)
+
+    return CreateTab(look_inside, edit, request, chosen, lambda event: event(opened, None, state, **PRIVATE))
 
 
-def drawing_stream(pipeline: IRISPipeline) -> Stream:
-    """A request with a seed -> Progress after every step; on a ZeroGPU Space it borrows a GPU for as long as it needs."""
+def _restoring() -> tuple[gr.Button, gr.File]:
+    with gr.Accordion("Share and restore", open=False, elem_classes="quiet"):
+        link = gr.Button("Copy a link to these settings", size="md", elem_id="link")
+        drop = gr.File(file_types=[".png"], label="A PNG saved here brings its prompt, seed and settings back", height=110, elem_id="drop")
+    return link, drop
 
-    @on_gpu(lambda request: min(120, 10 + request.max_core_passes // 20))
-    def stream(request: GenerationRequest) -> Iterator[Progress]:
-        for preview in pipeline.stream(**request.to_dict()):
-            iterations = list(preview.iterations[0])
-            result = preview.result
-            parameters = None if result is None else {**result.parameters_of(0), "iterations": iterations}
-            yield Progress(preview.step, preview.num_steps, preview.images[0], iterations, preview.seconds, parameters)
 
-    return stream
+# --- drawing -------------------------------------------------------------------------------------------------------
 
 
 def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
-    """The page's own event: settings -> (picture, status, seed, download) after every step."""
+    """The page's own event: settings -> picture, status, seed, download, edit, visit, chosen, gallery and its shelf, after every step."""
 
     @sentences
     def draw(
-        prompt: str, negative_prompt: str, seed: float, randomise: bool, num_steps: float, num_iterations: float, auto: bool,
-        guidance_scale: float,
+        prompt: str, negative_prompt: str, seed: float, num_steps: float, num_iterations: float, auto: bool, guidance_scale: float,
+        randomise: bool, num_images: float, every_iteration: bool, visit: list[Drawn],
     ) -> Iterator[tuple]:
-        request = GenerationRequest.parse(
+        images = whole_number("pictures", num_images, 1, MAX_IMAGES)
+        first = GenerationRequest.parse(
             prompt, negative_prompt, None if randomise else seed, num_steps, "auto" if auto else num_iterations, guidance_scale,
         ).with_seed()
         nothing = gr.skip()
-        told = status_html("Reading the prompt", [f"seed {request.seed}"], 0.0)
-        yield gr.update(alt_text=request.prompt), told, request.seed, gr.update(interactive=False)
-        for moment in stream(request):
-            told = _status(request, moment)
-            if not moment.finished:
-                yield moment.image, told, nothing, nothing
-                continue
-            path = _saved(request, moment)
-            yield path, told, nothing, gr.update(value=path, interactive=True)
+        told = status_html("Reading the prompt", [f"seed {first.seed}"], 0.0)
+        yield gr.update(alt_text=first.prompt), told, first.seed, *[gr.update(interactive=False)] * 2, *[nothing] * 4
+        # One after another and not as a batch: each is then bitwise the picture that its own PNG restores.
+        for index in range(images):
+            request = replace(first, seed=(first.seed + index) % (MAX_SEED + 1))
+            place = f"Picture {index + 1} of {images}: " if images > 1 else ""
+            for moment in stream(request, bool(every_iteration)):
+                told = _status(request, moment, place)
+                if not moment.finished:
+                    yield moment.image, told, *[nothing] * 7
+                    continue
+                drawn = Drawn(saved(moment.image, moment.parameters), moment.parameters)
+                visit = remember(visit, drawn)
+                yield (
+                    drawn.path, told, nothing, gr.update(value=drawn.path, interactive=True), gr.update(interactive=True), visit, drawn,
+                    gr.update(value=captions(visit), selected_index=None), gr.update(visible=True),
+                )
 
     return draw
 
 
-def _generate_endpoint(pipeline: IRISPipeline, stream: Stream) -> None:
-    """The endpoint `/generate`; the pipeline's defaults become its defaults."""
-    defaults = pipeline.defaults
+def _status(request: GenerationRequest, moment: Progress, place: str = "") -> str:
+    """`Step 2 of 4` with what it has cost so far."""
+    facts = [count(core_passes(request, moment.iterations), "core pass"), f"{moment.seconds:.1f} s", f"seed {request.seed}"]
+    if moment.finished and request.num_iterations == "auto":
+        facts.insert(0, "iterations " + " + ".join(map(str, moment.iterations)))
+    headline = f"Done in {count(moment.num_steps, 'step')}" if moment.finished else f"Step {moment.step} of {moment.num_steps}"
+    return status_html(place + headline, facts, None if moment.finished else moment.step / moment.num_steps)
+
+
+# --- coming back to a picture --------------------------------------------------------------------------------------
+
+
+def _show_again(visit: list[Drawn], event: gr.SelectData) -> tuple:
+    """A picture of the gallery, on show again with what it took."""
+    drawn = picked(visit, event.index)
+    if drawn is None:
+        return (gr.skip(),) * 6
+    told, enabled = drawn.parameters, gr.update(interactive=True)
+    facts = [f"{told['num_steps']} × {told['num_iterations']}", f"guidance {told['guidance_scale']:g}", f"seed {told['seed']}"]
+    picture = gr.update(value=drawn.path, alt_text=told["prompt"])
+    return picture, status_html("A picture of this visit", facts), gr.update(value=drawn.path, interactive=True), enabled, drawn, enabled
+
+
+def _fill_again(model: LoadedModel, drawn: Drawn | None) -> tuple:
+    if drawn is None:
+        return (gr.skip(),) * 9
+    return _filled(model, drawn.parameters)
+
+
+def _restore_png(model: LoadedModel, path: str) -> tuple:
+    """The settings inside a dropped PNG; a file without them is answered with a sentence."""
+    try:
+        told = read_png(path)
+    except PngError as error:
+        gr.Warning(str(error))
+        return *(gr.skip(),) * 9, status_html("Nothing was restored; the message says why")
+    other = told.get("model_hash") not in (None, "", model.pipeline.metadata.get("hash", ""))
+    facts = [f"seed {told['seed']}"] + (["drawn by another model"] if other else []) + (["edited afterwards"] if "edit" in told else [])
+    return *_filled(model, told), status_html("Restored; press Generate to draw it again", facts)
+
+
+def _filled(model: LoadedModel, told: dict[str, Any]) -> tuple:
+    names = GenerationRequest.__dataclass_fields__
+    request = GenerationRequest.parse(**{name: told.get(name, "") for name in names})
+    return request.prompt, *fill(model, request)
+
+
+def _restore_link(model: LoadedModel, query: Mapping[str, str]) -> tuple:
+    """What a page opens with: the state in its address, or the model's own values."""
+    try:
+        request = read_link(query)
+    except (RequestError, PromptError) as error:
+        gr.Warning(str(error))
+        request = None
+    return (gr.skip(), *fill_defaults(model)) if request is None else (request.prompt, *fill(model, request.with_seed()))
+
+
+def _examples(prompts: object) -> gr.Dataset | None:
+    """A row of prompts to press; a model's metadata is a file from anywhere, so only short strings pass."""
+    if not isinstance(prompts, (list, tuple)):
+        return None
+    texts = [text.strip() for text in prompts if isinstance(text, str) and 0 < len(text.strip()) <= 80][:MAX_EXAMPLES]
+    if not texts:
+        return None
+    return gr.Dataset(
+        components=[gr.Textbox(visible=False)], samples=[[text] for text in texts], layout="gallery", label="Examples", show_label=False,
+        samples_per_page=MAX_EXAMPLES, elem_id="examples", container=False,
+    )
+
+
+# --- the endpoint --------------------------------------------------------------------------------------------------
+
+
+def _generate_endpoint(model: LoadedModel, stream: Stream) -> None:
+    """The endpoint `/generate`; the first model's defaults become its defaults."""
+    defaults = model.pipeline.defaults
 
     # gr.api takes the annotation as the type of one yielded value, hence a tuple and not an Iterator.
     @sentences
@@ -152,72 +238,12 @@ def _generate_endpoint(pipeline: IRISPipeline, stream: Stream) -> None:
             The picture as a PNG that carries its parameters, and the parameters with seed, iterations and seconds.
         """
         request = GenerationRequest.parse(prompt, negative_prompt, seed, num_steps, num_iterations, guidance_scale).with_seed()
-        for moment in stream(request):
+        for moment in stream(request, False):
+            parameters = told_parameters(request, moment)
             told = {
-                **_parameters(request, moment), "step": moment.step, "seconds": round(moment.seconds, 3),
-                "core_passes": _core_passes(request, moment), "finished": moment.finished,
+                **parameters, "step": moment.step, "seconds": round(moment.seconds, 3),
+                "core_passes": core_passes(request, moment.iterations), "finished": moment.finished,
             }
-            yield FileData(path=_saved(request, moment), mime_type="image/png").model_dump(), told
+            yield FileData(path=saved(moment.image, parameters), mime_type="image/png").model_dump(), told
 
     gr.api(generate, api_name="generate", concurrency_id=MODEL_QUEUE)
-
-
-def _examples(prompts: object) -> gr.Dataset | None:
-    """A row of prompts to press; a model's metadata is a file from anywhere, so only short strings pass."""
-    if not isinstance(prompts, (list, tuple)):
-        return None
-    texts = [text.strip() for text in prompts if isinstance(text, str) and 0 < len(text.strip()) <= 80][:MAX_EXAMPLES]
-    if not texts:
-        return None
-    return gr.Dataset(
-        components=[gr.Textbox(visible=False)], samples=[[text] for text in texts], layout="gallery", label="Examples", show_label=False,
-        samples_per_page=MAX_EXAMPLES, elem_id="examples", container=False,
-    )
-
-
-def _settings(pipeline: IRISPipeline) -> tuple[Component, ...]:
-    """Seed, randomise, steps, iterations, automatic, guidance and negative prompt, at the pipeline's defaults."""
-    defaults = pipeline.defaults
-    automatic = defaults.num_iterations == "auto"
-    with gr.Row(elem_classes="seed-row"):
-        seed = gr.Slider(0, MAX_SEED, value=0, step=1, precision=0, label="Seed", interactive=False, scale=3, min_width=180, buttons=[], elem_id="seed")
-        randomise = gr.Checkbox(value=True, label="Random", scale=0, min_width=100, elem_id="randomise")
-    with gr.Accordion("Advanced", open=False, elem_id="advanced", elem_classes="quiet"):
-        steps = gr.Slider(
-            *STEPS, value=min(defaults.num_steps, STEPS[1]), step=1, precision=0, label="Steps", buttons=[], elem_id="steps",
-            info="How often the picture is refined.",
-        )
-        iterations = gr.Slider(
-            *ITERATIONS, value=8 if automatic else min(int(defaults.num_iterations), ITERATIONS[1]), step=1, precision=0, label="Iterations",
-            info="How long the core thinks in each step.", interactive=not automatic, buttons=[], elem_id="iterations",
-        )
-        auto = gr.Checkbox(value=automatic, label="Decide iterations automatically", elem_id="auto")
-        guidance = gr.Slider(
-            *GUIDANCE, value=float(defaults.guidance_scale), step=0.1, label="Guidance", buttons=[], elem_id="guidance",
-            info="How strictly to follow the prompt. 1 is off and costs half.",
-        )
-        negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=1000, info="What to keep away from, with guidance above 1.")
-    return seed, randomise, steps, iterations, auto, guidance, negative
-
-
-def _parameters(request: GenerationRequest, moment: Progress) -> dict[str, Any]:
-    """What the PNG and the endpoint tell; a preview tells the request and the iterations so far."""
-    return moment.parameters or {**request.to_dict(), "iterations": moment.iterations}
-
-
-def _saved(request: GenerationRequest, moment: Progress) -> str:
-    """The picture as a PNG with its parameters, where Gradio serves files from."""
-    return cache_file(write_png(moment.image, _parameters(request, moment)), file_name(request.prompt, request.seed))
-
-
-def _core_passes(request: GenerationRequest, moment: Progress) -> int:
-    return sum(moment.iterations) * request.guidance_factor
-
-
-def _status(request: GenerationRequest, moment: Progress) -> str:
-    """`Step 2 of 4` with what it has cost so far."""
-    facts = [count(_core_passes(request, moment), "core pass"), f"{moment.seconds:.1f} s", f"seed {request.seed}"]
-    if moment.finished and request.num_iterations == "auto":
-        facts.insert(0, "iterations " + " + ".join(map(str, moment.iterations)))
-    headline = f"Done in {count(moment.num_steps, 'step')}" if moment.finished else f"Step {moment.step} of {moment.num_steps}"
-    return status_html(headline, facts, None if moment.finished else moment.step / moment.num_steps)

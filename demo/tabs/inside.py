@@ -12,11 +12,11 @@ import gradio as gr
 from gradio.components import Component
 
 from demo.filmstrip import NOTE, filmstrip_html
+from demo.model import LoadedModel
 from demo.request import GUIDANCE, MAX_SEED, STEPS, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, on_gpu, runs_until_stopped, sentences
 from demo.status import count, status_html, status_line
 from iris.evaluation.probes import Trace, trace
-from iris.pipeline import IRISPipeline
 
 # Every iteration is decoded and kept, so a look inside costs more than a picture: fewer iterations than in Create.
 MAX_ITERATIONS = 16
@@ -30,10 +30,10 @@ class InsideTab:
     run_after: Callable[[Callable[..., Any]], None]
 
 
-def build_tab(pipeline: IRISPipeline) -> InsideTab:
+def build_tab(model: LoadedModel) -> InsideTab:
     """The tab's components and events inside the current Blocks."""
-    look = look_stream(pipeline)
-    defaults = pipeline.defaults
+    look = look_stream(model)
+    defaults = model.pipeline.defaults
     with gr.Row(elem_classes="ask"):
         prompt = gr.Textbox(
             label="Prompt to look inside", show_label=False, placeholder="Describe a picture, for example: red apple", lines=1, max_lines=1,
@@ -61,7 +61,7 @@ def build_tab(pipeline: IRISPipeline) -> InsideTab:
         runs_until_stopped(start, stop, status, watch, request, [film, status])
 
     run_after(partial(gr.on, [prompt.submit, go.click]))
-    _inspect_endpoint(pipeline, look)
+    _inspect_endpoint(model, look)
     return InsideTab(request, run_after)
 
 
@@ -73,12 +73,12 @@ def receive(
     return prompt, negative_prompt, seed, num_steps, depth, guidance_scale
 
 
-def look_stream(pipeline: IRISPipeline) -> Callable[[GenerationRequest], Iterator[Trace]]:
+def look_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[Trace]]:
     """A request with a seed and a number of iterations -> its trace; a generator, so that ZeroGPU and Stop treat it like a drawing."""
 
     @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
     def look(request: GenerationRequest) -> Iterator[Trace]:
-        yield trace(pipeline, **request.to_dict())
+        yield trace(model.pipeline, **request.to_dict())
 
     return look
 
@@ -99,9 +99,9 @@ def _look_event(look: Callable[[GenerationRequest], Iterator[Trace]]) -> Callabl
     return watch
 
 
-def _inspect_endpoint(pipeline: IRISPipeline, look: Callable[[GenerationRequest], Iterator[Trace]]) -> None:
+def _inspect_endpoint(model: LoadedModel, look: Callable[[GenerationRequest], Iterator[Trace]]) -> None:
     """The endpoint `/inspect`."""
-    defaults = pipeline.defaults
+    defaults = model.pipeline.defaults
 
     @sentences
     def inspect(

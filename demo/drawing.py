@@ -1,0 +1,109 @@
+"""One picture, moment by moment: after every solver step, or on request after every core iteration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from demo.model import LoadedModel
+from demo.png import file_name, write_png
+from demo.request import GenerationRequest
+from demo.serving import cache_file, on_gpu
+from iris.flow import timestep_schedule, velocity_to_data
+from iris.nn.generator import relative_change
+from iris.pipeline import IRISPipeline
+from iris.sampling import GuidedVelocity, initial_noise
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One moment of a drawing: plain values that may cross to a ZeroGPU process and back.
+
+    iterations: those of every step begun so far. parameters: with the last picture, all it takes to make it again.
+    """
+
+    step: int
+    num_steps: int
+    image: Image.Image
+    iterations: list[int]
+    seconds: float
+    parameters: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.parameters is not None
+
+
+Stream = Callable[[GenerationRequest, bool], Iterator[Progress]]
+
+
+def drawing_stream(model: LoadedModel) -> Stream:
+    """(request with a seed, every iteration?) -> Progress; on a ZeroGPU Space it borrows a GPU for as long as it needs."""
+
+    @on_gpu(lambda request, every_iteration=False: min(120, 10 + request.max_core_passes // 20))
+    def stream(request: GenerationRequest, every_iteration: bool = False) -> Iterator[Progress]:
+        # With another solver a step is no single call of the network, so only its steps can be shown.
+        if every_iteration and model.pipeline.defaults.sampler == "euler":
+            yield from thinking(model.pipeline, request)
+            return
+        for preview in model.pipeline.stream(**request.to_dict()):
+            iterations = list(preview.iterations[0])
+            result = preview.result
+            parameters = None if result is None else {**result.parameters_of(0), "iterations": iterations}
+            yield Progress(preview.step, preview.num_steps, preview.images[0], iterations, preview.seconds, parameters)
+
+    return stream
+
+
+@torch.inference_mode()
+def thinking(pipeline: IRISPipeline, request: GenerationRequest) -> Iterator[Progress]:
+    """The picture that `pipeline.stream` draws with Euler's solver, shown after every core iteration as the data its velocity points to."""
+    started, size = time.monotonic(), pipeline.config.autoencoder.latent_size
+    context, away = pipeline.contexts([request.prompt], request.negative_prompt or None)
+    field = GuidedVelocity(pipeline.generator, context, away, request.guidance_scale, request.num_iterations)
+    z = initial_noise([request.seed], (pipeline.config.autoencoder.latent_channels, size, size), pipeline.device)
+    times, spent = timestep_schedule(request.num_steps), []
+    for index in range(request.num_steps):
+        t = times[index].expand(1).to(z)
+        for used, velocity in enumerate(_velocities(pipeline, field, z, t), start=1):
+            data = velocity_to_data(z, velocity, t)
+            yield Progress(index + 1, request.num_steps, pipeline.decode(data)[0], [*spent, used], time.monotonic() - started)
+        spent.append(used)
+        z = z + (times[index + 1] - times[index]).to(z) * velocity
+    told = {"sampler": "euler", "model": pipeline.config.name, "model_hash": pipeline.metadata.get("hash", ""), "iterations": spent}
+    yield Progress(request.num_steps, request.num_steps, pipeline.decode(z)[0], spent, time.monotonic() - started, {**request.to_dict(), **told})
+
+
+def _velocities(pipeline: IRISPipeline, field: GuidedVelocity, z: Tensor, t: Tensor) -> Iterator[Tensor]:
+    """The guided velocity after each iteration, until the field's depth is reached or, with "auto", both passes are still."""
+    automatic, rows = field.num_iterations == "auto", 2 if field.guided else 1
+    embedded = pipeline.generator.embed(z.repeat(rows, 1, 1, 1), t.repeat(rows), field.context)
+    previous = torch.zeros_like(embedded.injected)
+    for state in pipeline.generator.iterate(embedded, field.context, field.max_iterations if automatic else int(field.num_iterations)):
+        velocity = pipeline.generator.readout(state.tokens, embedded)
+        yield torch.lerp(*velocity.chunk(2)[::-1], field.guidance_scale) if field.guided else velocity
+        still = bool((relative_change(state.tokens, previous) < field.threshold).all())
+        if automatic and still and state.iteration >= field.min_iterations:
+            return
+        previous = state.tokens
+
+
+def told_parameters(request: GenerationRequest, moment: Progress) -> dict[str, Any]:
+    """What the PNG and the endpoints tell; a preview tells the request and the iterations so far."""
+    return moment.parameters or {**request.to_dict(), "iterations": moment.iterations}
+
+
+def core_passes(request: GenerationRequest, iterations: list[int]) -> int:
+    """What a drawing has cost: core iterations, twice with guidance."""
+    return sum(iterations) * request.guidance_factor
+
+
+def saved(image: Image.Image, parameters: dict[str, Any]) -> str:
+    """The picture as a PNG with its parameters, where Gradio serves files from."""
+    return cache_file(write_png(image, parameters), file_name(str(parameters["prompt"]), int(parameters["seed"])))

@@ -1,0 +1,35 @@
+"""A link that restores a state: the settings of a picture in the page's address."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from demo.request import GenerationRequest, RequestError
+
+# From the page's settings to an address; also put into the address bar, where no clipboard can be written.
+COPY_LINK = """(prompt, negative, seed, steps, iterations, auto, guidance) => {
+  const query = new URLSearchParams({prompt, seed, steps, iterations: auto ? 'auto' : iterations, guidance});
+  if (negative) query.set('negative', negative);
+  const link = `${location.origin}${location.pathname}?${query}`;
+  history.replaceState(null, '', link);
+  if (navigator.clipboard) navigator.clipboard.writeText(link).catch(() => {});
+  return 'Link copied';
+}"""
+
+
+def read_link(query: Mapping[str, str]) -> GenerationRequest | None:
+    """The request in a page's address; None when there is no prompt in it. Raises RequestError, or PromptError from `iris.text`."""
+    if not query.get("prompt"):
+        return None
+    iterations = query.get("iterations", "")
+    return GenerationRequest.parse(
+        query["prompt"], query.get("negative", ""), _number("seed", query, "0"), _number("steps", query, "8"),
+        "auto" if iterations == "auto" else _number("iterations", query, "4"), _number("guidance", query, "3"),
+    )
+
+
+def _number(name: str, query: Mapping[str, str], otherwise: str) -> float:
+    try:
+        return float(query.get(name, otherwise)[:40])
+    except ValueError:
+        raise RequestError(f"The link's {name} is no number.") from None

@@ -1,0 +1,71 @@
+"""The model that every tab reads: the one in memory, those that can be chosen, and the change from one to another."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import torch
+
+from iris.pipeline import IRISPipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS, RUNS = ROOT / "demo" / "models", ROOT / "runs"
+MAX_SOURCE = 300  # characters of a folder or hub id
+
+
+class ModelError(ValueError):
+    """A model that cannot be chosen; the message says what to do."""
+
+
+class LoadedModel:
+    """Holds one pipeline at a time. Events that draw read `pipeline` when they begin, in one queue, so a change never meets a drawing.
+
+    public: visitors share the server and may not change what the others see: no choice of model, no training.
+    """
+
+    def __init__(self, pipeline: IRISPipeline, folder: Path | None = None, public: bool = False) -> None:
+        self.pipeline, self.folder, self.public = pipeline, folder, public
+
+    def choices(self) -> list[tuple[str, str]]:
+        """(shown name, source) of every model on this disk."""
+        return [(shown_name(folder), str(folder.relative_to(ROOT))) for folder in folders_on_disk()]
+
+    def switch(self, source: object) -> None:
+        """Load a folder or hub id in place of the present model, which is freed. The present one stays when that fails.
+
+        Raises ModelError, or CheckpointError with one sentence.
+        """
+        if self.public:
+            raise ModelError("This page is shared, so its model cannot be changed here. Run it at home: python -m demo.app --model NAME.")
+        if not isinstance(source, str) or not source.strip() or len(source) > MAX_SOURCE:
+            raise ModelError("Name a model folder or a Hub id, for example runs/03/pipeline or user/name.")
+        named = source.strip()
+        inside = ROOT / named
+        folder = inside if (inside / "manifest.json").is_file() else Path(named).expanduser()
+        local = (folder / "manifest.json").is_file()
+        pipeline = IRISPipeline.from_pretrained(folder if local else named, device=best_device())
+        pipeline("warm up", num_steps=1, num_iterations=1)
+        self.pipeline, self.folder = pipeline, folder if local else None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def best_device() -> str | None:
+    """Where a pipeline goes: a GPU when there is one."""
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def folders_on_disk(models: Path | None = None, runs: Path | None = None) -> list[Path]:
+    """Model folders in demo/models, then those of finished runs, the newest first. Stage-1 folders, which cannot draw, are left out."""
+    shipped = sorted(path.parent for path in (models or MODELS).glob("*/manifest.json"))
+    trained = [path.parent for path in (runs or RUNS).glob("**/pipeline/manifest.json") if "generator" in path.read_text(encoding="utf-8")]
+    return shipped + sorted(trained, key=lambda folder: (folder / "manifest.json").stat().st_mtime, reverse=True)
+
+
+def shown_name(folder: Path) -> str:
+    """`iris-micro`, or `runs: 03` for the model of a run."""
+    if folder.name != "pipeline":
+        return folder.name
+    return "runs: " + folder.parent.relative_to(RUNS).as_posix() if folder.is_relative_to(RUNS) else folder.parent.name

@@ -1,0 +1,111 @@
+"""The settings of a drawing as components, and the two ways to fill them: from a request and from the model's own defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from demo.effort import NAMES, effort_named, efforts
+from demo.model import LoadedModel
+from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, STEPS, GenerationRequest
+
+MAX_IMAGES = 4
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a picture but its prompt, in the order in which `fill` gives their values."""
+
+    negative: Component
+    seed: Component
+    randomise: Component
+    steps: Component
+    iterations: Component
+    auto: Component
+    guidance: Component
+    effort: Component
+
+    @property
+    def components(self) -> list[Component]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+def fill(model: LoadedModel, request: GenerationRequest) -> tuple[Any, ...]:
+    """Values for Settings.components that draw `request` again: its seed is held."""
+    auto = request.num_iterations == "auto"
+    return (
+        request.negative_prompt, gr.update(value=request.seed, interactive=True), False, request.num_steps,
+        gr.update(interactive=False) if auto else gr.update(value=request.num_iterations, interactive=True), auto, request.guidance_scale,
+        effort_named(model.pipeline, request.num_steps, request.num_iterations),
+    )
+
+
+def fill_defaults(model: LoadedModel) -> tuple[Any, ...]:
+    """The present model's own values, with a random seed."""
+    steps, iterations, guidance = starting_values(model)
+    auto = iterations == "auto"
+    return (
+        "", gr.update(interactive=False), True, steps, gr.update(interactive=False) if auto else gr.update(value=iterations, interactive=True),
+        auto, guidance, effort_named(model.pipeline, steps, iterations),
+    )
+
+
+def starting_values(model: LoadedModel) -> tuple[int, int | str, float]:
+    """Steps, iterations and guidance that the model's makers chose, within what this page allows."""
+    defaults = model.pipeline.defaults
+    iterations = defaults.num_iterations
+    depth = "auto" if iterations == "auto" else min(int(iterations), ITERATIONS[1])
+    return min(defaults.num_steps, STEPS[1]), depth, min(float(defaults.guidance_scale), GUIDANCE[1])
+
+
+def build_settings(model: LoadedModel) -> tuple[Settings, Component, Component]:
+    """The components inside the current layout, then the number of images and "every iteration", which no picture depends on."""
+    steps_at_first, depth, scale = starting_values(model)
+    automatic = depth == "auto"
+    effort = gr.Radio(NAMES, value=effort_named(model.pipeline, steps_at_first, depth), label="Effort", elem_id="effort", elem_classes="effort")
+    with gr.Row(elem_classes="seed-row"):
+        seed = gr.Slider(0, MAX_SEED, value=0, step=1, precision=0, label="Seed", interactive=False, scale=3, min_width=180, buttons=[], elem_id="seed")
+        randomise = gr.Checkbox(value=True, label="Random", scale=0, min_width=100, elem_id="randomise")
+    with gr.Accordion("Advanced", open=False, elem_id="advanced", elem_classes="quiet"):
+        steps = gr.Slider(
+            *STEPS, value=steps_at_first, step=1, precision=0, label="Steps", buttons=[], elem_id="steps", info="How often the picture is refined.",
+        )
+        iterations = gr.Slider(
+            *ITERATIONS, value=8 if automatic else depth, step=1, precision=0, label="Iterations", info="How long the core thinks in each step.",
+            interactive=not automatic, buttons=[], elem_id="iterations",
+        )
+        auto = gr.Checkbox(value=automatic, label="Decide iterations automatically", elem_id="auto")
+        guidance = gr.Slider(
+            *GUIDANCE, value=scale, step=0.1, label="Guidance", buttons=[], elem_id="guidance",
+            info="How strictly to follow the prompt. 1 is off and costs half.",
+        )
+        negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=1000, info="What to keep away from, with guidance above 1.")
+        images = gr.Slider(1, MAX_IMAGES, value=1, step=1, precision=0, label="Pictures", buttons=[], elem_id="images", info="One after another; the seed counts up.")
+        watch = gr.Checkbox(value=False, label="Show every core iteration", elem_id="watch", info="Decoding them all takes longer.")
+    settings = Settings(negative, seed, randomise, steps, iterations, auto, guidance, effort)
+    _join(model, settings)
+    return settings, images, watch
+
+
+def _join(model: LoadedModel, settings: Settings) -> None:
+    """An effort moves the numbers; a number moved by hand takes the effort's name away."""
+    steps, iterations, auto, effort = settings.steps, settings.iterations, settings.auto, settings.effort
+    effort.input(lambda name: _numbers(model, name), effort, [steps, iterations, auto], **PRIVATE)
+    for moved in (steps, iterations, auto):
+        moved.input(
+            lambda number, depth, on: effort_named(model.pipeline, number, "auto" if on else depth), [steps, iterations, auto], effort, **PRIVATE,
+        )
+    auto.change(lambda on: gr.update(interactive=not on), auto, iterations, **PRIVATE)
+    settings.randomise.change(lambda on: gr.update(interactive=not on), settings.randomise, settings.seed, **PRIVATE)
+
+
+def _numbers(model: LoadedModel, name: str) -> tuple[Any, ...]:
+    effort = efforts(model.pipeline).get(name)
+    if effort is None:
+        return gr.skip(), gr.skip(), gr.skip()
+    auto = effort.num_iterations == "auto"
+    return effort.num_steps, gr.skip() if auto else effort.num_iterations, auto
