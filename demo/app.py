@@ -28,7 +28,8 @@ import gradio as gr  # noqa: E402
 import PIL.Image  # noqa: E402
 
 from demo.model import MODELS, LoadedModel, best_device  # noqa: E402
-from demo.tabs import create, inside  # noqa: E402
+from demo.settings import PRIVATE  # noqa: E402
+from demo.tabs import between, create, edit, inside  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
 from iris.pipeline import IRISPipeline  # noqa: E402
 
@@ -50,11 +51,16 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
                 made = create.build_tab(model)
             with gr.Tab("Inside", id="inside"):
                 looked = inside.build_tab(model)
+            with gr.Tab("Edit", id="edit"), gr.Tabs():
+                with gr.Tab("One picture"):
+                    edited = edit.build_tab(model)
+                with gr.Tab("Between two"):
+                    between.build_tab(model)
         handover = made.look_inside.click(
-            lambda *values: (gr.Tabs(selected="inside"), *inside.receive(*values)), made.request, [tabs, *looked.request],
-            queue=False, api_visibility="private", show_progress="hidden",
+            lambda *values: (gr.Tabs(selected="inside"), *inside.receive(*values)), made.request, [tabs, *looked.request], **PRIVATE,
         )
         looked.run_after(handover.then)
+        made.edit.click(lambda drawn: (gr.Tabs(selected="edit"), *edit.receive(drawn)), made.chosen, [tabs, *edited.inputs], **PRIVATE)
         made.restore_on(page.load)
     # One picture at a time, and a 33rd visitor is told so at once (503).
     return page.queue(max_size=32, default_concurrency_limit=1)

@@ -158,5 +158,33 @@ CSS = """
   .film .change { font-size: .6875rem; }
 }
 
+/* a choice of a few words as one bar */
+.effort .wrap { display: flex; flex-wrap: wrap; gap: 4px; }
+.effort .wrap label { position: relative; flex: 1 1 0; justify-content: center; padding: 7px 6px !important; border: 1px solid var(--border-color-primary) !important;
+  border-radius: 10px; cursor: pointer; white-space: nowrap; background: transparent; font-weight: 450; }
+.effort .wrap label.selected { background: var(--primary-50); border-color: var(--primary-400) !important; color: var(--primary-800); }
+.dark .effort .wrap label.selected { background: var(--primary-950); border-color: var(--primary-500) !important; color: var(--primary-200); }
+.effort .wrap label input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: pointer; }
+.effort .wrap label:focus-within { outline: 2px solid var(--primary-500); outline-offset: 2px; }
+.effort .wrap label span { margin-left: 0 !important; }
+.note { color: var(--body-text-color-subdued); margin: 0; max-width: 60em; }
+.actions button { white-space: nowrap; }
+
+/* this visit: small pictures in a row, words only for screen readers */
+#visit { border: 0 !important; background: transparent !important; }
+#visit .block, #visit .gallery-container, #visit .grid-wrap { border: 0 !important; background: transparent !important; padding: 0 !important; outline-offset: -2px; }
+#visit .grid-wrap { height: auto !important; min-height: 0 !important; max-height: 220px; }
+#visit .grid-container { grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important; gap: 8px !important; padding: 2px !important; margin: 0 !important; }
+#visit .caption-label { display: none; }
+#visit label { position: static; padding-left: 0; }
+
+/* editing */
+.work.even > .column:first-child { flex: 1 1 450px; max-width: none; }
+.work.even > .column:last-child .picture { max-width: 450px; }
+.moving { width: 100%; max-width: 450px; aspect-ratio: 1; display: block; border-radius: 14px; image-rendering: pixelated; margin: 0; }
+.moving.empty { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
+.frames { display: flex; flex-wrap: wrap; gap: 2px; margin-top: 8px; max-width: 450px; }
+.frames img { width: 52px; height: 52px; image-rendering: pixelated; margin: 0; border-radius: 4px; }
+
 footer { opacity: .85; }
 """

@@ -14,9 +14,21 @@ from PIL import Image
 
 from demo.drawing import Progress, core_passes, saved
 from demo.editing import (
-    EXTEND, MODES, REDRAW, REPAINT, REWORD, SIDES, EditJob, editing_stream, fit_mask, fit_picture, painted_mask, plan_edit, uploaded,
+    EXTEND,
+    MODES,
+    REDRAW,
+    REPAINT,
+    REWORD,
+    SIDES,
+    EditJob,
+    editing_stream,
+    fit_mask,
+    fit_picture,
+    painted_mask,
+    plan_edit,
+    uploaded,
 )
-from demo.fields import NumberFields, build_numbers
+from demo.fields import build_numbers
 from demo.model import LoadedModel
 from demo.request import GenerationRequest
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
