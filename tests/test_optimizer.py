@@ -11,7 +11,7 @@ from torch import nn
 
 from iris.config import preset
 from iris.nn.autoencoder import WaveletVAE
-from iris.training.optimizer import MuonAdamW, build_optimizer
+from iris.training.optimizer import MATRIX_RATE, MuonAdamW, build_optimizer
 
 
 def test_every_weight_has_one_place_and_vectors_do_not_decay() -> None:
@@ -42,7 +42,7 @@ def test_a_matrix_moves_alike_in_all_its_directions() -> None:
     optimizer.step()
     moved = torch.linalg.svdvals(before - layer.weight.detach())
     assert moved[:12].min() > 0.55 * moved.max()  # five Newton-Schulz steps bring singular values to 0.7 .. 1.2, the smallest last
-    assert float(moved.max()) == pytest.approx(0.2 * 24**0.5, rel=0.3)  # AdamW's root mean square, 0.2
+    assert float(moved.max()) == pytest.approx(MATRIX_RATE * 0.2 * 24**0.5, rel=0.3)  # AdamW's root mean square is 0.2
 
 
 def test_saved_in_the_middle_it_goes_on_bitwise() -> None:
