@@ -29,7 +29,7 @@ import PIL.Image  # noqa: E402
 
 from demo.model import MODELS, LoadedModel, best_device  # noqa: E402
 from demo.settings import PRIVATE  # noqa: E402
-from demo.tabs import between, create, edit, inside  # noqa: E402
+from demo.tabs import between, create, depth, edit, inside, latents  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
 from iris.pipeline import IRISPipeline  # noqa: E402
 
@@ -49,6 +49,8 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
         with gr.Tabs() as tabs:
             with gr.Tab("Create", id="create"):
                 made = create.build_tab(model)
+            with gr.Tab("Depth", id="depth"):
+                depth.build_tab(model)
             with gr.Tab("Inside", id="inside"):
                 looked = inside.build_tab(model)
             with gr.Tab("Edit", id="edit"), gr.Tabs():
@@ -56,6 +58,8 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
                     edited = edit.build_tab(model)
                 with gr.Tab("Between two"):
                     between.build_tab(model)
+            with gr.Tab("Latents", id="latents"):
+                latents.build_tab(model)
         handover = made.look_inside.click(
             lambda *values: (gr.Tabs(selected="inside"), *inside.receive(*values)), made.request, [tabs, *looked.request], **PRIVATE,
         )

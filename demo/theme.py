@@ -167,6 +167,7 @@ CSS = """
 .effort .wrap label input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: pointer; }
 .effort .wrap label:focus-within { outline: 2px solid var(--primary-500); outline-offset: 2px; }
 .effort .wrap label span { margin-left: 0 !important; }
+.block.effort { overflow: visible !important; }
 .note { color: var(--body-text-color-subdued); margin: 0; max-width: 60em; }
 .actions button { white-space: nowrap; }
 
@@ -179,12 +180,32 @@ CSS = """
 #visit label { position: static; padding-left: 0; }
 
 /* editing */
-.work.even > .column:first-child { flex: 1 1 450px; max-width: none; }
-.work.even > .column:last-child .picture { max-width: 450px; }
+.work.even > .column, .work.even > .column:first-child { flex: 1 1 300px; max-width: none; }
+.work.even .picture { max-width: 470px; }
 .moving { width: 100%; max-width: 450px; aspect-ratio: 1; display: block; border-radius: 14px; image-rendering: pixelated; margin: 0; }
 .moving.empty { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .frames { display: flex; flex-wrap: wrap; gap: 2px; margin-top: 8px; max-width: 450px; }
 .frames img { width: 52px; height: 52px; image-rendering: pixelated; margin: 0; border-radius: 4px; }
+
+/* depth: one seed at several depths, and a slider through a drawing's iterations */
+.depths { display: flex; gap: 10px; overflow-x: auto; padding: 2px 2px 8px; }
+.depths figure { margin: 0; flex: 1 1 110px; min-width: 96px; max-width: 160px; }
+.depths img, .scrub, .maps img { width: 100%; display: block; margin: 0; image-rendering: pixelated; border-radius: 10px; }
+.depths figcaption, .maps figcaption { font-size: .8125rem; line-height: 1.35; margin-top: 4px; font-variant-numeric: tabular-nums; }
+.depths figcaption small, .maps figcaption small { display: block; color: var(--body-text-color-subdued); font-size: inherit; }
+.scrub { aspect-ratio: 1; max-width: 450px; background-size: calc(var(--columns) * 100%) calc(var(--rows) * 100%); border: 1px solid var(--border-color-primary);
+  background-position: calc(var(--x) * 100% / max(1, var(--columns) - 1)) calc(var(--y) * 100% / max(1, var(--rows) - 1)); }
+.scrub.empty { background: var(--background-fill-secondary); }
+.curve { width: 100%; height: auto; display: block; color: var(--body-text-color-subdued); font-size: 11px; font-variant-numeric: tabular-nums; }
+.curve text { fill: currentColor; }
+.curve .axis { stroke: var(--border-color-primary); stroke-width: 1; }
+.maps { display: flex; gap: 10px; overflow-x: auto; padding: 2px 2px 8px; }
+#parts .maps.wrap { flex-wrap: wrap; }
+.maps figure { margin: 0; flex: 0 0 96px; }
+.section { font-weight: 550; margin: 14px 0 6px; }
+.facts-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.facts-table td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--border-color-primary); }
+.facts-table td:first-child { color: var(--body-text-color-subdued); }
 
 footer { opacity: .85; }
 """

@@ -54,7 +54,7 @@ def build_tab(model: LoadedModel) -> None:
     """The tab's components and events inside the current Blocks."""
     stream = filming(model)
     gr.HTML(NOTE, elem_classes="plain")
-    with gr.Row(elem_classes="ask"):
+    with gr.Row():
         prompt = gr.Textbox(label="From", placeholder="red apple", lines=1, max_lines=1, max_length=1000, min_width=200, elem_id="from")
         other = gr.Textbox(label="To", placeholder="The same words when left empty", lines=1, max_lines=1, max_length=1000, min_width=200, elem_id="to")
     with gr.Row(elem_classes="actions"):

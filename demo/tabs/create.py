@@ -67,12 +67,12 @@ def build_tab(model: LoadedModel) -> CreateTab:
                 edit = gr.Button("Edit", size="md", min_width=70, interactive=False, elem_id="edit")
             settings, images, watch = build_settings(model)
             link, drop = _restoring()
-    with gr.Group(visible=False, elem_id="visit") as shelf:
+    with gr.Column(visible=False, elem_id="visit") as shelf:
         gallery = gr.Gallery(
             label="This visit", format="png", columns=8, height="auto", object_fit="contain", allow_preview=False, buttons=[],
             interactive=False, elem_classes=["visit"] + (["pixels"] if model.pipeline.image_size < SMOOTH_FROM else []),
         )
-        again = gr.Button("Use again", size="md", elem_id="again", interactive=False)
+        again = gr.Button("Use its settings again", size="md", elem_id="again", interactive=False)
     request = [prompt, settings.negative, settings.seed, settings.steps, settings.iterations, settings.auto, settings.guidance]
     state = [prompt, *settings.components]
 

@@ -72,7 +72,7 @@ def build_tab(model: LoadedModel) -> EditTab:
         with gr.Column(scale=1, min_width=300):
             editor = gr.ImageEditor(
                 label="Picture to edit", type="pil", format="png", image_mode="RGBA", sources=("upload", "clipboard"), transforms=(),
-                layers=False, brush=gr.Brush(default_size="auto", colors=["#7d66d9"], color_mode="fixed"), canvas_size=(448, 448),
+                layers=False, brush=gr.Brush(default_size=max(3, model.pipeline.image_size // 10), colors=["#7d66d9"], color_mode="fixed"), canvas_size=(448, 448),
                 buttons=[], height=440, elem_id="editor", placeholder="Drop a picture here, or press Edit below one in Create",
             )
             strength = gr.Slider(0, 1, STRENGTHS[REDRAW], step=0.05, label="Strength", buttons=[], info="0 keeps the picture, 1 forgets it.", elem_id="strength")
