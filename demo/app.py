@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ import PIL.Image  # noqa: E402
 
 from demo.model import MODELS, LoadedModel, best_device  # noqa: E402
 from demo.settings import PRIVATE  # noqa: E402
-from demo.tabs import between, create, depth, edit, inside, latents  # noqa: E402
+from demo.tabs import about, between, create, depth, edit, inside, latents  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
+from iris.checkpoint import resolve_folder  # noqa: E402
 from iris.pipeline import IRISPipeline  # noqa: E402
 
 MAX_PIXELS = 64_000_000
@@ -50,7 +52,7 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
             with gr.Tab("Create", id="create"):
                 made = create.build_tab(model)
             with gr.Tab("Depth", id="depth"):
-                depth.build_tab(model)
+                compared = depth.build_tab(model)
             with gr.Tab("Inside", id="inside"):
                 looked = inside.build_tab(model)
             with gr.Tab("Edit", id="edit"), gr.Tabs():
@@ -59,15 +61,24 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
                 with gr.Tab("Between two"):
                     between.build_tab(model)
             with gr.Tab("Latents", id="latents"):
-                latents.build_tab(model)
-        handover = made.look_inside.click(
-            lambda *values: (gr.Tabs(selected="inside"), *inside.receive(*values)), made.request, [tabs, *looked.request], **PRIVATE,
-        )
-        looked.run_after(handover.then)
+                taken = latents.build_tab(model)
+            with gr.Tab("Model", id="model") as model_tab:
+                told = about.build_tab(model)
+        _hand_over(made.think_longer, made, tabs, "depth", depth.receive, compared)
+        _hand_over(made.look_inside, made, tabs, "inside", inside.receive, looked)
         made.edit.click(lambda drawn: (gr.Tabs(selected="edit"), *edit.receive(drawn)), made.chosen, [tabs, *edited.inputs], **PRIVATE)
+        taken.run_after(taken.take.click(latents.receive, made.chosen, taken.inputs, **PRIVATE).success)
         made.restore_on(page.load)
+        told.refresh_on(page.load)
+        told.refresh_on(model_tab.select)
     # One picture at a time, and a 33rd visitor is told so at once (503).
     return page.queue(max_size=32, default_concurrency_limit=1)
+
+
+def _hand_over(button: gr.Button, made: create.CreateTab, tabs: gr.Tabs, name: str, receive: Callable[..., tuple], tab: Any) -> None:
+    """A button of Create opens another tab with the same request, and sets it going there."""
+    opened = button.click(lambda *values: (gr.Tabs(selected=name), *receive(*values)), made.request, [tabs, *tab.request], **PRIVATE)
+    tab.run_after(opened.then)
 
 
 def launch_options(host: str, port: int | None, share: bool = False) -> dict[str, Any]:
@@ -102,13 +113,12 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
-        source = options.model or default_model()
-        pipeline = IRISPipeline.from_pretrained(source, device=best_device())
+        folder = resolve_folder(options.model) if options.model else default_model()
+        pipeline = IRISPipeline.from_pretrained(folder, device=best_device())
         pipeline("warm up", num_steps=1, num_iterations=1)  # so that the first visitor does not pay for the first call
     except (ValueError, OSError) as error:
         raise SystemExit(f"The model could not be loaded: {error}") from error
-    folder = Path(source).expanduser()
-    page = create_demo(pipeline, folder if folder.is_dir() else None, options.public)
+    page = create_demo(pipeline, folder, options.public)
     try:
         page.launch(**launch_options(options.host, options.port, options.share), prevent_thread_lock=True)
     except OSError as error:

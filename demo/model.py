@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from iris.checkpoint import resolve_folder
 from iris.pipeline import IRISPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,19 @@ class LoadedModel:
     def __init__(self, pipeline: IRISPipeline, folder: Path | None = None, public: bool = False) -> None:
         self.pipeline, self.folder, self.public = pipeline, folder, public
 
+    @property
+    def source(self) -> str:
+        """Where the model came from: a folder as the list of choices writes it; "" when it was made in memory."""
+        if self.folder is None:
+            return ""
+        folder = self.folder.resolve()
+        return str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
+
+    @property
+    def name(self) -> str:
+        """What a visitor reads: the folder's name, or the configuration's."""
+        return self.pipeline.config.name if self.folder is None else shown_name(self.folder.resolve())
+
     def choices(self) -> list[tuple[str, str]]:
         """(shown name, source) of every model on this disk."""
         return [(shown_name(folder), str(folder.relative_to(ROOT))) for folder in folders_on_disk()]
@@ -42,11 +56,10 @@ class LoadedModel:
             raise ModelError("Name a model folder or a Hub id, for example runs/03/pipeline or user/name.")
         named = source.strip()
         inside = ROOT / named
-        folder = inside if (inside / "manifest.json").is_file() else Path(named).expanduser()
-        local = (folder / "manifest.json").is_file()
-        pipeline = IRISPipeline.from_pretrained(folder if local else named, device=best_device())
+        folder = inside if (inside / "manifest.json").is_file() else resolve_folder(named)
+        pipeline = IRISPipeline.from_pretrained(folder, device=best_device())
         pipeline("warm up", num_steps=1, num_iterations=1)
-        self.pipeline, self.folder = pipeline, folder if local else None
+        self.pipeline, self.folder = pipeline, folder
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -65,7 +78,9 @@ def folders_on_disk(models: Path | None = None, runs: Path | None = None) -> lis
 
 
 def shown_name(folder: Path) -> str:
-    """`iris-micro`, or `runs: 03` for the model of a run."""
+    """`iris-micro`, `runs: 03` for the model of a run, `user/name` for the local copy of one from the Hub."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     if folder.name != "pipeline":
         return folder.name
     return "runs: " + folder.parent.relative_to(RUNS).as_posix() if folder.is_relative_to(RUNS) else folder.parent.name

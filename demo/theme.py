@@ -83,6 +83,9 @@ CSS = """
 #head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
 .block.plain .html-container { padding: 0 !important; }
 
+.ask .form { background: transparent; border: 0; gap: 8px; overflow: visible; border-radius: 0; }
+.effort.plain-choice, .effort:not(.block) { overflow: visible; }
+
 /* prompt row: text grows, buttons keep their size */
 .ask { align-items: stretch; gap: 8px; }
 .ask input { font-size: 1.05rem !important; padding: 11px 14px !important; min-height: 48px; border-radius: 12px !important;
@@ -172,12 +175,58 @@ CSS = """
 .actions button { white-space: nowrap; }
 
 /* this visit: small pictures in a row, words only for screen readers */
-#visit { border: 0 !important; background: transparent !important; }
-#visit .block, #visit .gallery-container, #visit .grid-wrap { border: 0 !important; background: transparent !important; padding: 0 !important; outline-offset: -2px; }
-#visit .grid-wrap { height: auto !important; min-height: 0 !important; max-height: 220px; }
-#visit .grid-container { grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important; gap: 8px !important; padding: 2px !important; margin: 0 !important; }
-#visit .caption-label { display: none; }
-#visit label { position: static; padding-left: 0; }
+#visit, #visit > .styler { border: 0 !important; background: transparent !important; gap: 8px !important; overflow: visible; }
+#visit .block, #visit .gallery-container, #visit .grid-wrap { border: 0 !important; background: transparent !important; padding: 0 !important;
+  outline-offset: -2px; overflow: visible !important; }
+#visit .grid-wrap { height: auto !important; min-height: 0 !important; max-height: 260px; overflow-y: auto !important; }
+#visit .grid-container { grid-template-columns: repeat(auto-fill, 72px) !important; gap: 8px !important; padding: 4px !important; margin: 0 !important;
+  align-items: start; }
+#visit .thumbnail-item, #visit .grid-container button { aspect-ratio: 1; width: 72px; height: 72px !important; }
+#visit .caption-label, #visit label[data-testid="block-label"] { display: none; }
+#visit h3, .plain h3 { font-size: 1rem; font-weight: 550; margin: 6px 0 8px; }
+#again { max-width: 160px; }
+
+/* pictures in a row; a curve; two sliders that move a sheet of frames */
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px; }
+.row.small { grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 10px; }
+.row figure, .scrub figure { margin: 0; min-width: 0; }
+.row img, .to-come, .scrub .frame { width: 100%; aspect-ratio: 1; display: block; margin: 0; border-radius: 10px; }
+.row.pixels img, .scrub.pixels .frame, .row.small img { image-rendering: pixelated; }
+.to-come { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
+.row figcaption, .scrub figcaption { font-size: .875rem; line-height: 1.4; margin-top: 5px; font-variant-numeric: tabular-nums; }
+.row small, .scrub small { display: block; color: var(--body-text-color-subdued); font-size: .8125rem; }
+.scrub { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 14px 28px; border: 1px solid var(--border-color-primary); border-radius: 14px;
+  background: var(--block-background-fill); padding: 16px; align-items: start; }
+.scrub .views { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; grid-row: 1 / span 2; }
+.scrub .frame { background-size: calc(100% * var(--n)) calc(100% * var(--m)); background-repeat: no-repeat;
+  background-position: calc(100% * var(--i) / max(var(--n) - 1, 1)) calc(100% * var(--s) / max(var(--m) - 1, 1)); }
+.scrub .sliders { display: grid; gap: 10px; align-content: start; }
+.scrub label { display: grid; grid-template-columns: 5.2em 1fr 2.2em; gap: 10px; align-items: center; font-variant-numeric: tabular-nums; }
+.scrub input[type="range"] { width: 100%; accent-color: var(--primary-500); }
+.scrub output { text-align: right; }
+.chart { width: 100%; height: auto; display: block; overflow: visible; }
+.chart text { font-size: 11px; fill: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.chart .grid { stroke: var(--border-color-primary); stroke-width: 1; }
+.chart .level { stroke: var(--body-text-color-subdued); stroke-dasharray: 4 4; stroke-width: 1; }
+.chart polyline { fill: none; stroke: var(--primary-500); stroke-width: 2; stroke-linejoin: round; }
+.chart circle { fill: var(--primary-500); stroke: var(--block-background-fill); stroke-width: 1.5; }
+.chart .held polyline { stroke: #D55E00; } .chart .held circle { fill: #D55E00; }
+.chart .line.step { opacity: calc(1 - .82 * min(1, max(var(--s) - var(--k), var(--k) - var(--s)))); }
+.chart .cursor { stroke: var(--body-text-color); stroke-width: 1; opacity: .55; transform: translateX(calc(var(--w) * var(--i))); }
+
+/* words about the model */
+h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
+.choose { align-items: end; }
+.paper { max-width: 62em; overflow-x: auto; }
+.paper table { font-size: .875rem; display: block; overflow-x: auto; }
+.paper img { border-radius: 8px; background: white; max-width: 100%; height: auto; }
+
+@media (max-width: 640px) {
+  .scrub { grid-template-columns: minmax(0, 1fr); padding: 12px; }
+  .scrub .views { grid-row: auto; gap: 10px; }
+  .row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .row.small { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+}
 
 /* editing */
 .work.even > .column, .work.even > .column:first-child { flex: 1 1 300px; max-width: none; }

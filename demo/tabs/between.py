@@ -15,6 +15,7 @@ from PIL import Image
 
 from demo.fields import build_numbers
 from demo.model import LoadedModel
+from demo.pictures import data_uri
 from demo.request import MAX_SEED, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, cache_file, on_gpu, runs_until_stopped, sentences
 from demo.status import count, status_html, status_line
@@ -109,9 +110,7 @@ def animation(frames: list[Image.Image]) -> bytes:
 
 
 def _still(frame: Image.Image, index: int, count: int) -> str:
-    buffer = io.BytesIO()
-    frame.save(buffer, "PNG")
-    return f'<img alt="Frame {index + 1} of {count}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return f'<img alt="Frame {index + 1} of {count}" src="{data_uri(frame)}">'
 
 
 def _plan(prompt: object, other_prompt: object, seed: object, other_seed: object, frames: object, num_steps: object, num_iterations: object,

@@ -15,6 +15,7 @@ from gradio.data_classes import FileData
 from demo.drawing import Progress, Stream, core_passes, drawing_stream, saved, told_parameters
 from demo.link import COPY_LINK, read_link
 from demo.model import LoadedModel
+from demo.pictures import SMOOTH_FROM
 from demo.png import PngError, read_png
 from demo.request import MAX_SEED, STEPS, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
@@ -24,7 +25,6 @@ from demo.visit import Drawn, captions, picked, remember
 from iris.text import PromptError
 
 MAX_EXAMPLES = 6
-SMOOTH_FROM = 200  # px: larger pictures are scaled smoothly, smaller ones in crisp squares
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class CreateTab:
     restore_on(event) fills the settings when a page is opened; `chosen` is the picture on show, as a Drawn.
     """
 
+    think_longer: gr.Button
     look_inside: gr.Button
     edit: gr.Button
     request: list[Component]
@@ -63,6 +64,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
             status = status_line()
             with gr.Row(elem_classes="actions"):
                 save = gr.DownloadButton("Save PNG", size="md", interactive=False, min_width=100, elem_id="save")
+                think_longer = gr.Button("Think longer", size="md", min_width=110, elem_id="think-longer")
                 look_inside = gr.Button("Look inside", size="md", min_width=100, elem_id="look-inside")
                 edit = gr.Button("Edit", size="md", min_width=70, interactive=False, elem_id="edit")
             settings, images, watch = build_settings(model)
@@ -94,7 +96,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
     def opened(page_request: gr.Request) -> tuple:  # gradio gives the request to a plain function alone, not to a partial
         return _restore_link(model, page_request.query_params)
 
-    return CreateTab(look_inside, edit, request, chosen, lambda event: event(opened, None, state, **PRIVATE))
+    return CreateTab(think_longer, look_inside, edit, request, chosen, lambda event: event(opened, None, state, **PRIVATE))
 
 
 def _restoring() -> tuple[gr.Button, gr.File]:

@@ -1,194 +1,159 @@
-"""Depth: what thinking longer buys. One seed at several depths, every iteration of a drawing; and the endpoint `/compare_depths`.
+"""Depth: what thinking longer buys. One seed at several iterations, then one drawing turn by turn; and `/compare_depths`.
 
 No `from __future__ import annotations` here: `gr.api` reads the endpoint's types from the real annotations.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import gradio as gr
-import numpy as np
+from gradio.components import Component
 from gradio.data_classes import FileData
-from PIL import Image
 
-from demo.drawing import Progress, Stream, core_passes, drawing_stream, saved
-from demo.html import curves_html, figure_html, heat, png_data
+from demo.drawing import saved
 from demo.model import LoadedModel
-from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, STEPS, GenerationRequest, RequestError, whole_number
+from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
 from demo.settings import PRIVATE, starting_values
 from demo.status import count, status_html, status_line
-from demo.tabs.inside import look_stream
-from iris.evaluation.probes import Trace
-from iris.evaluation.style import evenly
+from demo.thinking import DEPTHS, Comparing, comparing_stream, depths_html, scrub_html, thinking_stream
 
-DEPTHS = (1, 2, 4, 8, 16)
-TRACED = 16  # iterations of the drawing that the slider goes through
-MAX_FRAMES = 256  # pixels: a frame of the slider is not larger
-SETTLED = 0.03  # relative change of the state at which automatic depth stops
+MAX_STEPS = 16
 MAX_DEPTHS = 8
-SCRUB = """value => { const film = document.querySelector('#scrub .scrub'); if (!film) return;
-  const columns = Number(film.dataset.columns), at = Math.min(value, columns * Number(film.dataset.rows)) - 1;
-  film.style.setProperty('--x', at % columns); film.style.setProperty('--y', Math.floor(at / columns));
-  const told = document.querySelector('#scrub .told'); if (told) told.textContent = `step ${Math.floor(at / columns) + 1}, iteration ${at % columns + 1}`; }"""
-NOTE = (
-    '<p class="note">The same noise, drawn with a core that thinks once, twice, or longer in each step. The weights are the same: '
-    "only the number of turns changes, and <b>auto</b> decides for itself when nothing moves any more.</p>"
-)
+NOTE = ('<p class="note">The core runs the same weights again and again before the model answers. Here one seed is drawn with less and more '
+        "of that, and then one drawing is opened turn by turn.</p>")
 
 
 @dataclass(frozen=True)
-class Depth:
-    """One picture of the comparison."""
+class DepthTab:
+    """What other tabs may join to: `request` takes what `receive` gives, and `run_after(event.then)` compares."""
 
-    depth: int | str
-    moment: Progress
-    request: GenerationRequest
+    request: list[Component]
+    run_after: Callable[[Callable[..., Any]], None]
 
 
-def build_tab(model: LoadedModel) -> None:
+def build_tab(model: LoadedModel) -> DepthTab:
     """The tab's components and events inside the current Blocks."""
-    stream, look = drawing_stream(model), look_stream(model)
-    steps_at_first, _, scale = starting_values(model)
+    steps_at_first, depth, scale = starting_values(model)
     gr.HTML(NOTE, elem_classes="plain")
     with gr.Row(elem_classes="ask"):
         prompt = gr.Textbox(
-            label="Prompt to draw at several depths", show_label=False, placeholder="Describe a picture, for example: red apple", lines=1,
-            max_lines=1, max_length=1000, scale=5, min_width=240, container=False, elem_id="depth-prompt",
+            label="Prompt to compare", show_label=False, placeholder="Describe a picture, for example: red apple", lines=1, max_lines=1,
+            max_length=1000, scale=5, min_width=240, container=False, elem_id="depth-prompt",
         )
         go = gr.Button("Compare", variant="primary", scale=1, min_width=110, elem_id="depth-go")
-        stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
+        stop = gr.Button("Stop", scale=0, min_width=80, interactive=False, elem_id="depth-stop")
     with gr.Row(elem_classes="numbers"):
         seed = gr.Number(0, label="Seed", minimum=0, maximum=MAX_SEED, step=1, precision=0, min_width=120, elem_id="depth-seed")
-        steps = gr.Slider(STEPS[0], 16, min(steps_at_first, 16), step=1, precision=0, label="Steps", buttons=[], min_width=160)
-        guidance = gr.Slider(*GUIDANCE, scale, step=0.1, label="Guidance", buttons=[], min_width=160)
-    status = status_line("Write a prompt and press Compare.")
-    depths = gr.HTML("", elem_id="depths", elem_classes="plain")
-    with gr.Row(elem_classes="work even", visible=False) as closer:
-        with gr.Column(scale=1, min_width=300):
-            film = gr.HTML("", elem_id="scrub", elem_classes="plain")
-            slider = gr.Slider(1, TRACED, 1, step=1, precision=0, label="Iteration of the whole drawing", buttons=[], elem_id="scrub-slider")
-        with gr.Column(scale=1, min_width=300):
-            settled = gr.HTML("", elem_id="settled", elem_classes="plain")
-    runs_until_stopped(
-        partial(gr.on, [prompt.submit, go.click]), stop, status, _compare_event(stream, look), [prompt, seed, steps, guidance],
-        [depths, status, film, settled, slider, closer],
-    )
-    slider.change(fn=None, js=SCRUB, inputs=slider, **PRIVATE)
-    _endpoint(stream)
+        steps = gr.Slider(1, MAX_STEPS, min(steps_at_first, MAX_STEPS), step=1, precision=0, label="Steps", buttons=[], min_width=160, elem_id="depth-steps")
+        turns = gr.Slider(
+            2, ITERATIONS[1], 16, step=1, precision=0, label="Iterations to open", buttons=[], min_width=160, elem_id="depth-iterations",
+        )
+    with gr.Accordion("Advanced", open=False, elem_classes="quiet"):
+        guidance = gr.Slider(*GUIDANCE, scale, step=0.1, label="Guidance", buttons=[])
+        negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=1, max_length=1000)
+    status = status_line()
+    compared = gr.HTML("", elem_id="depths", elem_classes="plain")
+    opened = gr.HTML("", elem_id="turns", elem_classes="plain")
+    refine = gr.Button("Keep refining: twice the iterations", size="md", visible=False, elem_id="refine")
+
+    request = [prompt, negative, seed, steps, turns, guidance]
+    compare, open_turns = comparing_stream(model), thinking_stream(model)
+    watch = _depth_event(model, compare, open_turns)
+
+    def run_after(start: Callable[..., Any]) -> None:
+        runs_until_stopped(start, stop, status, watch, request, [compared, opened, status, refine])
+
+    run_after(partial(gr.on, [prompt.submit, go.click]))
+    doubled = refine.click(lambda turns: min(2 * int(turns), ITERATIONS[1]), turns, turns, **PRIVATE)
+    runs_until_stopped(doubled.then, stop, status, _refine_event(open_turns), request, [opened, status, refine])
+    _compare_endpoint(model, compare)
+    return DepthTab(request, run_after)
 
 
-def compare(stream: Stream, request: GenerationRequest, depths: list[int | str]) -> Iterator[Depth]:
-    """One finished picture a depth, from the same noise."""
-    for depth in depths:
-        asked = replace(request, num_iterations=depth)
-        for moment in stream(asked, False):
-            if moment.finished:
-                yield Depth(depth, moment, asked)
+def receive(
+    prompt: str, negative_prompt: str, seed: float, num_steps: float, num_iterations: float, auto: bool, guidance_scale: float,
+) -> tuple:
+    """A request of the Create tab as this tab's."""
+    return prompt, negative_prompt, seed, min(num_steps, MAX_STEPS), 16, guidance_scale
 
 
-def _compare_event(stream: Stream, look: Callable[[GenerationRequest], Iterator[Trace]]) -> Callable[..., Iterator[tuple]]:
+def _parse(prompt: object, negative_prompt: object, seed: object, num_steps: object, turns: object, guidance_scale: object) -> GenerationRequest:
+    """The request within this tab's limits."""
+    return GenerationRequest.parse(
+        prompt, negative_prompt, seed, whole_number("num_steps", num_steps, 1, MAX_STEPS), whole_number("num_iterations", turns, *ITERATIONS), guidance_scale,
+    ).with_seed()
+
+
+def _depth_event(model: LoadedModel, compare: Comparing, open_turns: Callable) -> Callable[..., Iterator[tuple]]:
+    """The page's own event: settings -> the comparison, the opened drawing, status, and whether it can be refined."""
+
     @sentences
-    def watch(prompt: str, seed: float, num_steps: float, guidance_scale: float) -> Iterator[tuple]:
-        steps = whole_number("num_steps", num_steps, STEPS[0], 16)
-        request = GenerationRequest.parse(prompt, "", seed, steps, TRACED, guidance_scale).with_seed()
-        asked, found, nothing = [*DEPTHS, "auto"], [], gr.skip()
-        yield "", status_html("Reading the prompt", [f"seed {request.seed}"], 0.0), *[nothing] * 3, gr.update(visible=False)
-        for depth in compare(stream, request, asked):
-            found.append(depth)
-            yield depths_html(found), status_html(f"Depth {depth.depth}", [f"seed {request.seed}"], len(found) / (len(asked) + 1)), *[nothing] * 4
-        for trace in look(request):
-            total = trace.num_steps * trace.num_iterations
-            told = status_html("Done", [f"seed {request.seed}", count(total, "iteration") + " looked at"])
-            stopped = found[-1].moment.iterations
-            yield nothing, told, scrub_html(trace), settled_html(trace, stopped), gr.update(maximum=total, value=total), gr.update(visible=True)
+    def watch(
+        prompt: str, negative_prompt: str, seed: float, num_steps: float, turns: float, guidance_scale: float,
+    ) -> Iterator[tuple]:
+        request, size = _parse(prompt, negative_prompt, seed, num_steps, turns, guidance_scale), model.pipeline.image_size
+        facts, nothing, done = [f"seed {request.seed}", count(request.num_steps, "step")], gr.skip(), []
+        yield depths_html(done, DEPTHS, request.guidance_factor, size), "", status_html("Drawing the first depth", facts, 0.0), gr.update(visible=False)
+        for at in compare(request, DEPTHS):
+            done.append(at)
+            told = status_html(f"Depth {len(done)} of {len(DEPTHS)}", facts, len(done) / (len(DEPTHS) + 1))
+            yield depths_html(done, DEPTHS, request.guidance_factor, size), nothing, told, nothing
+        for opened, told, refine in _open(request, open_turns):
+            yield nothing, opened, told, refine
 
     return watch
 
 
-# --- what is shown -------------------------------------------------------------------------------------------------
+def _refine_event(open_turns: Callable) -> Callable[..., Iterator[tuple]]:
+    @sentences
+    def refine(
+        prompt: str, negative_prompt: str, seed: float, num_steps: float, turns: float, guidance_scale: float,
+    ) -> Iterator[tuple]:
+        request = _parse(prompt, negative_prompt, seed, num_steps, turns, guidance_scale)
+        yield gr.skip(), status_html(f"Thinking on, to {request.num_iterations} iterations", [f"seed {request.seed}"], 0.5), gr.skip()
+        yield from _open(request, open_turns)
+
+    return refine
 
 
-def depths_html(found: list[Depth]) -> str:
-    """The pictures side by side, each with its cost."""
-    figures = []
-    for item in found:
-        cost = f"{count(core_passes(item.request, item.moment.iterations), 'core pass')}, {item.moment.seconds:.1f} s"
-        figures.append(figure_html(item.moment.image, "auto" if item.depth == "auto" else count(int(item.depth), "iteration"), cost))
-    return f'<div class="depths" tabindex="0" role="region" aria-label="Pictures by depth">{"".join(figures)}</div>'
+def _open(request: GenerationRequest, open_turns: Callable) -> Iterator[tuple]:
+    for thought in open_turns(request):
+        facts = [f"{request.num_steps} × {request.num_iterations}", f"seed {request.seed}", "automatic stopped at " + ", ".join(map(str, thought.stops))]
+        yield scrub_html(thought), status_html("Move the sliders to go back in time", facts), gr.update(visible=int(request.num_iterations) < ITERATIONS[1])
 
 
-def scrub_html(trace: Trace) -> str:
-    """All decoded iterations as one sheet behind a window; the page's slider moves the window, the server is not asked."""
-    rows, columns = trace.num_steps, trace.num_iterations
-    side = min(trace.previews.shape[2], MAX_FRAMES)
-    sheet = Image.new("RGB", (columns * side, rows * side))
-    for row in range(rows):
-        for column in range(columns):
-            frame = Image.fromarray(trace.previews[row, column])
-            sheet.paste(frame if frame.width == side else frame.resize((side, side), Image.Resampling.BOX), (column * side, row * side))
-    place = f"--columns:{columns};--rows:{rows};--x:{columns - 1};--y:{rows - 1}"
-    return (
-        f'<div class="scrub" role="img" aria-label="The picture after the chosen iteration" data-rows="{rows}" data-columns="{columns}" '
-        f'style="{place};background-image:url({png_data(sheet)})"></div><p class="note told" aria-live="polite">step {rows}, iteration {columns}</p>'
-    )
+def _compare_endpoint(model: LoadedModel, compare: Comparing) -> None:
+    defaults = model.pipeline.defaults
 
-
-def settled_html(trace: Trace, stopped: list[int]) -> str:
-    """The convergence curve with the threshold and where automatic depth stopped, and how long each place went on moving."""
-    chosen = evenly(trace.num_steps, 4)
-    series = {f"step {step + 1}": trace.changes[step].mean((1, 2)).tolist() for step in chosen}
-    curve = curves_html(series, "core iteration", "relative change of the state", logarithmic=True, line=SETTLED, line_name=f"settled at {SETTLED:g}")
-    means = f"{np.mean(stopped):.1f}"
-    told = f"Automatic depth stopped after {' + '.join(map(str, stopped))} iterations, {means} a step."
-    maps = "".join(
-        figure_html(heat(thinking_time(trace, step), 1, trace.num_iterations + 1, 96), f"step {step + 1}", f"noise {trace.timesteps[step]:.2f}")
-        for step in evenly(trace.num_steps, 6)
-    )
-    return (
-        f'<p class="section">How fast the state settles</p>{curve}<p class="note">{told}</p>'
-        f'<p class="section">Thinking map</p><div class="maps" tabindex="0" role="region" aria-label="Thinking map">{maps}</div>'
-        f'<p class="note">The darker a place, the more iterations (up to {trace.num_iterations}) until it settled.</p>'
-    )
-
-
-def thinking_time(trace: Trace, step: int) -> np.ndarray:
-    """Iterations until each token's change fell below SETTLED, [h, w]; one more than there are where it never did."""
-    still = trace.changes[step] < SETTLED
-    return np.where(still.any(0), still.argmax(0), trace.num_iterations) + 1
-
-
-# --- the endpoint --------------------------------------------------------------------------------------------------
-
-
-def _endpoint(stream: Stream) -> None:
     @sentences
     def compare_depths(
-        prompt: str, depths: list = [1, 4, "auto"], seed: int | None = None, num_steps: int = 8, guidance_scale: float = 3.0,  # noqa: B006
-    ) -> tuple[list[FileData], dict]:
-        """Draw one seed at several depths.
+        prompt: str, negative_prompt: str = "", seed: int | None = None, depths: list = [1, 2, 4, 8, 16],  # noqa: B006 - gr.api shows it
+        num_steps: int = min(defaults.num_steps, MAX_STEPS), guidance_scale: float = float(defaults.guidance_scale),
+    ) -> tuple[list[FileData], list]:
+        """Draw one seed at several numbers of core iterations, to see what thinking longer buys.
 
         Args:
             prompt: what to draw, up to 1000 characters.
-            depths: up to 8 numbers of core iterations, each 1 to 32 or "auto".
+            negative_prompt: what to keep away from; works with a guidance_scale other than 1.
             seed: a whole number from 0 to 2147483647; none means random. The seed used is returned.
-            num_steps: solver steps, 1 to 32.
-            guidance_scale: how strictly to follow the prompt, 0 to 10.
+            depths: 1 to 8 numbers of iterations, each from 1 to 32, or "auto".
+            num_steps: solver steps, 1 to 16.
+            guidance_scale: how strictly to follow the prompt, 0 to 10; 1 means without guidance.
 
         Returns:
-            One PNG a depth, and depths, iterations, core_passes and seconds of each, with the seed.
+            A PNG for every depth, in their order, and the parameters of each with iterations, core passes and seconds.
         """
         if not isinstance(depths, list) or not 1 <= len(depths) <= MAX_DEPTHS:
             raise RequestError(f"depths must be a list of 1 to {MAX_DEPTHS} numbers of iterations.")
         asked = ["auto" if depth == "auto" else whole_number("depths", depth, *ITERATIONS, other="auto") for depth in depths]
-        request = GenerationRequest.parse(prompt, "", seed, num_steps, asked[0], guidance_scale).with_seed()
-        files, told = [], {"prompt": request.prompt, "seed": request.seed, "depths": asked, "iterations": [], "core_passes": [], "seconds": []}
-        for item in compare(stream, request, asked):
-            files.append(FileData(path=saved(item.moment.image, item.moment.parameters), mime_type="image/png").model_dump())
-            told["iterations"].append(item.moment.iterations)
-            told["core_passes"].append(core_passes(item.request, item.moment.iterations))
-            told["seconds"].append(round(item.moment.seconds, 3))
+        request = _parse(prompt, negative_prompt, seed, num_steps, 1, guidance_scale)
+        files, told = [], []
+        for at in compare(request, asked):
+            files.append(FileData(path=saved(at.image, at.parameters), mime_type="image/png").model_dump())
+            told.append({**at.parameters, "core_passes": sum(at.iterations) * request.guidance_factor, "seconds": round(at.seconds, 3)})
         yield files, told
 
     gr.api(compare_depths, api_name="compare_depths", concurrency_id=MODEL_QUEUE)

@@ -30,11 +30,11 @@ from demo.editing import (
 )
 from demo.fields import build_numbers
 from demo.model import LoadedModel
+from demo.pictures import SMOOTH_FROM
 from demo.request import GenerationRequest
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
 from demo.settings import PRIVATE
 from demo.status import count, status_html, status_line
-from demo.tabs.create import SMOOTH_FROM
 from demo.visit import Drawn
 
 NOTES = {

@@ -9,13 +9,18 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from gradio.components import Component
+from PIL import Image
 
 from demo.filmstrip import NOTE, filmstrip_html
+from demo.knockout import PATHS, can_knock_out, without_path
 from demo.model import LoadedModel
+from demo.pictures import Shown, row_html
 from demo.request import GUIDANCE, MAX_SEED, STEPS, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, on_gpu, runs_until_stopped, sentences
 from demo.status import count, status_html, status_line
+from demo.tabs import knockout
 from iris.evaluation.probes import Trace, trace
 
 # Every iteration is decoded and kept, so a look inside costs more than a picture: fewer iterations than in Create.
@@ -54,6 +59,9 @@ def build_tab(model: LoadedModel) -> InsideTab:
     request = [prompt, negative, seed, steps, iterations, guidance]
     status = status_line()
     film = gr.HTML(NOTE, elem_id="film", elem_classes="plain")
+    with gr.Row(elem_classes="actions"):
+        silence = gr.Button("Draw it without each path", size="md", scale=0, min_width=220, elem_id="silence", visible=can_knock_out(model.pipeline))
+    silenced = gr.HTML("", elem_id="silenced", elem_classes="plain")
 
     watch = _look_event(look)
 
@@ -61,6 +69,8 @@ def build_tab(model: LoadedModel) -> InsideTab:
         runs_until_stopped(start, stop, status, watch, request, [film, status])
 
     run_after(partial(gr.on, [prompt.submit, go.click]))
+    knockout.build_part(model, request, _parse)
+    runs_until_stopped(silence.click, stop, status, _silence_event(model), request, [silenced, status])
     _inspect_endpoint(model, look)
     return InsideTab(request, run_after)
 
@@ -97,6 +107,43 @@ def _look_event(look: Callable[[GenerationRequest], Iterator[Trace]]) -> Callabl
             yield filmstrip_html(result), status_html(f"{count(result.num_steps, 'step')}, {count(result.num_iterations, 'iteration')} each", cost)
 
     return watch
+
+
+def silencing_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[tuple[str, Image.Image]]]:
+    """A request -> (what is silent, picture): the whole core first, then without each path, from the same noise."""
+
+    @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
+    def stream(request: GenerationRequest) -> Iterator[tuple[str, Image.Image]]:
+        whole = model.pipeline
+        for name in ("", *PATHS):
+            for preview in (without_path(whole, name) if name else whole).stream(**request.to_dict()):
+                image = preview.images[0]
+            yield name, image
+
+    return stream
+
+
+def _silence_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
+    """The page's own event: settings -> (pictures without each path, status)."""
+    stream = silencing_stream(model)
+
+    @sentences
+    def silence(
+        prompt: str, negative_prompt: str, seed: float, num_steps: float, num_iterations: float, guidance_scale: float,
+    ) -> Iterator[tuple]:
+        request = _parse(prompt, negative_prompt, seed, num_steps, num_iterations, guidance_scale)
+        row = [Shown(None, "whole core"), *(Shown(None, f"without {name}") for name in PATHS)]
+        yield row_html(row, model.pipeline.image_size), status_html("Drawing the whole core", [f"seed {request.seed}"], 0.0)
+        for index, (name, image) in enumerate(stream(request)):
+            whole = image if not name else row[0].image
+            moved = np.abs(np.asarray(image, dtype=float) - np.asarray(whole)).mean()
+            row[index] = Shown(image, row[index].caption, f"moves a pixel by {moved:.0f} of 255" if name else "the picture itself")
+            last = index == len(row) - 1
+            told = status_html("Same weights, same noise, one path silent" if last else f"Picture {index + 1} of {len(row)}",
+                               [f"seed {request.seed}"], None if last else (index + 1) / len(row))
+            yield row_html(row, model.pipeline.image_size), told
+
+    return silence
 
 
 def _inspect_endpoint(model: LoadedModel, look: Callable[[GenerationRequest], Iterator[Trace]]) -> None:

@@ -1,0 +1,135 @@
+"""Depth made visible: one seed at several depths, and a finished drawing that can be scrubbed through, turn by turn.
+
+The scrubbing happens in the browser: all pictures of a drawing lie on one sheet, and two sliders move it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from demo.chart import Line, Scale, line_chart
+from demo.filmstrip import SETTLED
+from demo.model import LoadedModel
+from demo.pictures import Shown, crisp, data_uri, row_html, sheet
+from demo.request import GenerationRequest
+from demo.serving import on_gpu
+from iris.evaluation.probes import Trace, trace
+
+DEPTHS: tuple[int | str, ...] = (1, 2, 4, 8, 16, "auto")
+VIOLET, GROUND = np.array((99, 73, 196)), np.array((243, 239, 234))
+_MOVE = ("const f=this.closest('.scrub');f.style.setProperty('--{0}',this.value-1);"
+         "this.parentElement.querySelector('output').value=this.value")
+
+
+@dataclass(frozen=True)
+class AtDepth:
+    """One seed drawn at one depth: plain values that may cross to a ZeroGPU process and back."""
+
+    depth: int | str
+    image: Image.Image
+    iterations: list[int]
+    seconds: float
+    parameters: dict
+
+    def shown(self, factor: int) -> Shown:
+        """factor: core passes an iteration costs, 2 with guidance."""
+        name = "automatic" if self.depth == "auto" else f"{self.depth} iteration" + ("s" if self.depth != 1 else "")
+        return Shown(self.image, name, f"{sum(self.iterations) * factor} core passes · {self.seconds:.1f} s")
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A drawing at a fixed depth with all its turns, and where automatic depth stopped in each step."""
+
+    trace: Trace
+    stops: list[int]
+
+
+Comparing = Callable[[GenerationRequest, Sequence["int | str"]], Iterator[AtDepth]]
+
+
+def comparing_stream(model: LoadedModel) -> Comparing:
+    """(request, depths) -> the same seed at one depth after another."""
+
+    @on_gpu(lambda request, depths: min(120, 10 + request.num_steps * request.guidance_factor * 4 * len(depths) // 10))
+    def stream(request: GenerationRequest, depths: Sequence[int | str]) -> Iterator[AtDepth]:
+        for depth in depths:
+            asked = replace(request, num_iterations=depth)
+            for preview in model.pipeline.stream(**asked.to_dict()):  # a step at a time, so that Stop is heard
+                result = preview.result
+            yield AtDepth(depth, result.images[0], result.iterations[0], result.seconds, {**result.parameters_of(0), "iterations": result.iterations[0]})
+
+    return stream
+
+
+def thinking_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[Thought]]:
+    """A request of a fixed depth -> its Thought; a generator, so that ZeroGPU and Stop treat it like a drawing."""
+
+    @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
+    def stream(request: GenerationRequest) -> Iterator[Thought]:
+        automatic = model.pipeline(**replace(request, num_iterations="auto").to_dict())
+        yield Thought(trace(model.pipeline, **request.to_dict()), automatic.iterations[0])
+
+    return stream
+
+
+def depths_html(done: Sequence[AtDepth], depths: Sequence[int | str], factor: int, size: int) -> str:
+    """The pictures so far, and empty squares for those to come."""
+    row = [at.shown(factor) for at in done]
+    waiting = [Shown(None, "automatic" if depth == "auto" else str(depth)) for depth in depths[len(done):]]
+    return row_html([*row, *waiting], size)
+
+
+def scrub_html(thought: Thought) -> str:
+    """Picture, thinking map and curve of one drawing, moved by two sliders; it opens at the last step's last turn."""
+    told = thought.trace
+    steps, turns, size = told.num_steps, told.num_iterations, told.image.shape[0]
+    pictures = data_uri(sheet(told.previews), lossy=True)
+    maps = data_uri(sheet(np.stack([[heat_frame(told.previews[s, i], told.changes[s, i]) for i in range(turns)] for s in range(steps)])), lossy=True)
+    start = f"--i:{turns - 1};--s:{steps - 1};--n:{turns};--m:{steps}"
+    sliders = _slider("Iteration", "i", turns) + (_slider("Step", "s", steps) if steps > 1 else "")
+    return (
+        f'<div class="scrub{crisp(size)}" style="{start}"><div class="views">'
+        f'<figure><div class="frame" role="img" aria-label="The picture after the chosen turn" style="background-image:url({pictures})"></div>'
+        "<figcaption>The picture so far<small>where the velocity after this turn points</small></figcaption></figure>"
+        f'<figure><div class="frame" role="img" aria-label="Thinking map of the chosen turn" style="background-image:url({maps})"></div>'
+        f"<figcaption>Thinking map<small>violet where this turn still moved the state</small></figcaption></figure></div>"
+        f'<div class="sliders">{sliders}</div>{convergence_svg(thought)}</div>'
+    )
+
+
+def convergence_svg(thought: Thought) -> str:
+    """Mean change of the state by iteration, one line a step, with a dot where automatic depth stopped."""
+    changes = thought.trace.changes.mean((2, 3))
+    lines = []
+    for step, row in enumerate(changes):
+        stop = thought.stops[step] if step < len(thought.stops) else 0
+        dots = [(stop, float(row[stop - 1]))] if 0 < stop <= len(row) else []
+        lines.append(Line([(turn + 1, float(change)) for turn, change in enumerate(row)], "step", f"--k:{step}", dots))
+    stopped = ", ".join(map(str, thought.stops))
+
+    def cursor(scale: Scale) -> str:
+        width = scale.x(2) - scale.x(1)
+        x, low, high = scale.x(1), scale.y(scale.low), scale.y(scale.high)
+        return f'<line class="cursor" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" style="--w:{width:.2f}px"/>'
+
+    chart = line_chart(lines, f"Change of the state by iteration; automatic depth stopped at {stopped}", "iteration", "change of the state", SETTLED, cursor)
+    return (f'<figure class="curve">{chart}<figcaption>How far each turn still moves the state<small>one line a step, the chosen one strong; '
+            f"dots: where automatic stops, below {SETTLED:g} (iterations {stopped})</small></figcaption></figure>")
+
+
+def heat_frame(picture: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """A change map [h, w] over its picture uint8 [H, W, 3]: colour from 0.01 (none) to 1 (violet), the picture gives the light."""
+    heat = np.clip(1 + np.log10(np.maximum(change, 1e-6)) / 2, 0, 1).astype(np.float32)
+    cells = np.asarray(Image.fromarray(heat).resize(picture.shape[1::-1], Image.Resampling.NEAREST))[..., None]
+    light = picture.mean(-1, keepdims=True) / 255
+    return ((GROUND * (1 - cells) + VIOLET * cells) * (0.35 + 0.65 * light)).round().astype(np.uint8)
+
+
+def _slider(name: str, variable: str, most: int) -> str:
+    return (f'<label>{name}<input type="range" min="1" max="{most}" value="{most}" aria-label="{name}" oninput="{_MOVE.format(variable)}">'
+            f"<output>{most}</output></label>")
