@@ -1,0 +1,209 @@
+"""Training begun from the page: a folder per job, a process of its own, and what the page reads while it runs.
+
+    python -m demo.training runs/demo/NAME
+
+runs the job that FOLDER/job.json describes: stage 1 where there is no model to go on from, then stage 3. The process belongs
+to no page and to no visitor: a closed tab, and a server that ends, leave it alone. It writes FOLDER/state.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from demo.model import ROOT, RUNS
+from demo.request import RequestError, number
+from iris.runs import read_metrics
+
+JOBS = RUNS / "demo"
+# Examples of 32 that two CPU cores train on in a minute, roughly: the schedule's length, while `minutes` is the limit.
+STEPS_A_MINUTE = {"nano": 400, "micro": 60}
+LEARNING_RATES = {"nano": 2e-3, "micro": 1e-3}
+PRESETS = list(STEPS_A_MINUTE)
+PACKS = {"Scenes: coloured shapes": "scenes:one", "Scenes with relations": "scenes", "OpenMoji": "emoji:openmoji"}
+MINUTES = (1.0, 120.0)
+MAX_PICTURES = 5_000  # more than some minutes can look at; encoding them would take longer than training
+AUTOENCODER_SHARE = 0.4  # of the minutes, when stage 1 is needed
+STAGES = ("autoencoder", "text-to-image")
+_children: list[subprocess.Popen] = []
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train. data: a source of iris.data; init: a model folder of the same preset to go on from, or ""."""
+
+    data: str
+    preset: str
+    minutes: float
+    init: str = ""
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class JobState:
+    """status: "running", "finished", "failed" or "stopped"; message: one sentence."""
+
+    status: str
+    message: str
+    pid: int = 0
+
+
+# --- the page's side -----------------------------------------------------------------------------------------------
+
+
+def plan_job(data: object, preset: object, minutes: object, init: str = "") -> Job:
+    """Check what a visitor chose; raises RequestError."""
+    if preset not in PRESETS:
+        raise RequestError(f"The size is unknown; use {' or '.join(PRESETS)}.")
+    if not isinstance(data, str) or not data:
+        raise RequestError("Choose pictures to train on, or upload a zip of captioned pictures.")
+    return Job(data, str(preset), number("minutes", minutes, *MINUTES), init)
+
+
+def start_job(job: Job, folder: Path) -> None:
+    """Run `job` in `folder` in a process of its own; RequestError when another one runs."""
+    if running_job() is not None:
+        raise RequestError("A training is running already; wait for its end, or stop it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    with open(folder / "log.txt", "wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "demo.training", str(folder)], cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    _children.append(child)
+    _write_state(folder, JobState("running", "Starting.", child.pid))
+
+
+def new_folder() -> Path:
+    """A folder for the next job, named by the time."""
+    return JOBS / time.strftime("%Y-%m-%d-%H%M%S")
+
+
+def latest_job() -> Path | None:
+    """The newest job's folder."""
+    found = sorted(path.parent for path in JOBS.glob("*/job.json"))
+    return found[-1] if found else None
+
+
+def running_job() -> Path | None:
+    """The folder of the job that runs now."""
+    folder = latest_job()
+    return folder if folder is not None and read_state(folder).status == "running" else None
+
+
+def read_state(folder: Path) -> JobState:
+    """What state.json says, corrected where the process is gone."""
+    for child in _children:
+        child.poll()  # an ended child must not look alive
+    try:
+        state = JobState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return JobState("failed", "The training left no state.")
+    if state.status == "running" and not _alive(state.pid):
+        return JobState("failed", "The training ended without a word; log.txt in its folder may say why.", state.pid)
+    return state
+
+
+def stop_job(folder: Path) -> None:
+    """End the job's processes; its last checkpoint stays, a model does not come out."""
+    state = read_state(folder)
+    if state.status == "running":
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(state.pid, signal.SIGTERM)
+        _write_state(folder, JobState("stopped", "Stopped; no model was made.", state.pid))
+
+
+def stage_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """stage -> the rows of its metrics so far."""
+    return {stage: rows for stage in STAGES if (rows := read_metrics(folder / stage))}
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """The newest samples, one a prompt."""
+    files = sorted((folder / STAGES[1] / "figures" / "samples").glob("step-*.png"))
+    newest = files[-1].name.rpartition("-")[0] if files else ""
+    return [file for file in files if file.name.startswith(newest)]
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the job's model is when it has finished."""
+    return folder / STAGES[1] / "pipeline"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
+
+
+def _write_state(folder: Path, state: JobState) -> None:
+    draft = folder / "state.json.new"
+    draft.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    draft.replace(folder / "state.json")
+
+
+# --- the process's side --------------------------------------------------------------------------------------------
+
+
+def run_job(folder: Path, job: Job) -> str:
+    """Both stages; returns the closing sentence. Raises the library's ValueErrors."""
+    from iris.training import stages
+    from iris.training.prepare import configure, find_start, load_pictures, open_run, plan_training
+
+    config = configure(job.preset)
+    pictures, held_out = load_pictures(job.data, config, MAX_PICTURES)
+    batch = min(job.batch_size, len(pictures))
+    start = find_start([job.init], config, ("autoencoder",)) if job.init else None
+    rest = job.minutes if start else job.minutes * (1 - AUTOENCODER_SHARE)
+
+    def plan(minutes: float) -> Any:
+        return plan_training(max(20, round(minutes * STEPS_A_MINUTE[job.preset])), minutes, batch, LEARNING_RATES[job.preset])
+
+    init = start.folder if start else None
+    if init is None:
+        train = plan(job.minutes - rest)
+        with open_run(folder / STAGES[0], config, train, job.data) as run:
+            init = stages.train_autoencoder(config, pictures, held_out, train, run).pipeline_path
+    train = plan(rest)
+    with open_run(folder / STAGES[1], config, train, job.data) as run:
+        stages.train_text_to_image(config, pictures, held_out, train, run, init=init, on_log=_sampler(run, config, init, held_out, train))
+    losses = [row["held_out_loss"] for row in read_metrics(folder / STAGES[1]) if row.get("held_out_loss") is not None]
+    fall = f" Held-out loss went from {losses[0]:.3f} to {losses[-1]:.3f}." if len(losses) > 1 else ""
+    return f"Finished.{fall} The model is in the list on the Model tab."
+
+
+def _sampler(run: Any, config: Any, init: Path, held_out: Any, train: Any) -> Any:
+    """Draws the first held-out captions a few times on the way."""
+    from iris.evaluation.snapshots import Snapshots
+
+    prompts = list(dict.fromkeys(held_out[index].captions[0] for index in range(min(4, len(held_out)))))
+    return Snapshots(run, config, init, prompts, train.train_steps)
+
+
+def main(folder: Path) -> None:
+    """Run the folder's job and write how it ended."""
+    job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    _write_state(folder, JobState("running", f"Training {job.preset} for up to {job.minutes:g} minutes.", os.getpid()))
+    try:
+        _write_state(folder, JobState("finished", run_job(folder, job), os.getpid()))
+    except ValueError as error:  # the library's own errors are one sentence
+        _write_state(folder, JobState("failed", str(error), os.getpid()))
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
