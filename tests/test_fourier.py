@@ -138,3 +138,14 @@ def test_a_large_threshold_zeroes_every_coefficient_and_says_so() -> None:
     output, zeroed = path(shrink=100.0)(x, record=True)
     assert torch.equal(output, x) and zeroed == 1.0
     assert path(shrink=0.0)(x, record=True)[1] == 0.0
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (12, 10)])  # a dense transform, and one axis after the other
+def test_a_grid_first_met_while_drawing_can_be_trained(grid: tuple[int, int]) -> None:
+    x = torch.randn(1, *grid, 3, dtype=torch.float32)
+    fourier._products.cache_clear()
+    with torch.inference_mode():
+        fourier.rdft2(x)
+    x.requires_grad_()
+    fourier.rdft2(x)[0].square().sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0

@@ -33,6 +33,7 @@ def _mirrored(width: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # kept for later, and training cannot use what was made while drawing
 def _products(height: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """The constant factors of both transforms for one grid. Complex products are real ones on stacked parts."""
     rows, columns, twice = _axis_matrix(width, True), _axis_matrix(height, False), _mirrored(width)[:, None]

@@ -1,0 +1,256 @@
+"""The page's parts without a server: every iteration of a drawing, efforts, links, models on disk, masks, training jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demo_server import nano_pipeline
+from PIL import Image
+
+from demo import model as models
+from demo import training
+from demo.drawing import drawing_stream, thinking
+from demo.editing import EXTEND, REPAINT, REWORD, fit_mask, fit_picture, painted_mask, plan_edit, uploaded
+from demo.effort import DISTILLED, SOLVED, Effort, effort_named, efforts
+from demo.link import read_link
+from demo.model import LoadedModel, ModelError
+from demo.request import GenerationRequest, RequestError
+from demo.tabs import train
+from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
+from iris.checkpoint import CheckpointError
+from iris.pipeline import IRISPipeline, SamplingDefaults
+
+REQUEST = GenerationRequest("a red circle", seed=3, num_steps=3, num_iterations=4, guidance_scale=2.0)
+
+# --- every core iteration ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 4, "auto"])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_watching_every_iteration_draws_the_same_picture(pipeline: IRISPipeline, depth: int | str, guidance: float) -> None:
+    request = GenerationRequest("a red circle", "blue", 3, 3, depth, guidance)
+    moments = list(thinking(pipeline, request))
+    plain = pipeline(**request.to_dict())
+    np.testing.assert_array_equal(np.asarray(moments[-1].image), np.asarray(plain.images[0]))
+    assert moments[-1].iterations == plain.iterations[0] and len(moments) == sum(plain.iterations[0]) + 1
+    assert moments[-1].parameters == {**plain.parameters_of(0), "iterations": plain.iterations[0]}
+
+
+def test_the_last_iteration_of_a_step_is_what_a_stream_shows(pipeline: IRISPipeline) -> None:
+    moments = [moment for moment in thinking(pipeline, REQUEST) if not moment.finished and moment.iterations[-1] == 4]
+    previews = list(pipeline.stream(**REQUEST.to_dict()))
+    for moment, preview in zip(moments[:-1], previews[:-1], strict=True):
+        np.testing.assert_array_equal(np.asarray(moment.image), np.asarray(preview.images[0]))
+
+
+def test_another_solver_shows_its_steps(pipeline: IRISPipeline) -> None:
+    other = IRISPipeline(pipeline.config, pipeline.autoencoder, pipeline.generator, pipeline.text_encoder, SamplingDefaults(sampler="heun"))
+    moments = list(drawing_stream(LoadedModel(other))(REQUEST, True))
+    assert [moment.step for moment in moments] == [1, 2, 3] and moments[-1].finished
+
+
+# --- efforts, links, the visit -------------------------------------------------------------------------------------
+
+
+def test_a_model_may_bring_its_own_efforts() -> None:
+    pipeline = nano_pipeline()
+    assert efforts(pipeline) == SOLVED and effort_named(pipeline, 8, 4) == "Balanced" and effort_named(pipeline, 8, "auto") == "Automatic"
+    assert effort_named(pipeline, 7, 3) is None
+    pipeline.metadata["frontier"] = {"Draft": [2, 3], "Best": [12, "auto"], "Balanced": [0, 4], "Automatic": "all", "Other": [1, 1], 5: None}
+    assert efforts(pipeline) == {**SOLVED, "Draft": Effort(2, 3), "Best": Effort(12, "auto")}
+    pipeline.metadata["frontier"] = ["damaged"]
+    assert efforts(pipeline) == SOLVED
+    pipeline.defaults = SamplingDefaults(sampler="consistency")
+    assert efforts(pipeline) == DISTILLED
+
+
+def test_a_link_brings_the_request_back() -> None:
+    query = {"prompt": "ein roter Kreis", "negative": "blau", "seed": "7", "steps": "12", "iterations": "auto", "guidance": "2.5"}
+    assert read_link(query) == GenerationRequest("ein roter Kreis", "blau", 7, 12, "auto", 2.5)
+    assert read_link({}) is None and read_link({"seed": "7"}) is None
+    for damaged in ({"seed": "x"}, {"seed": "-1"}, {"steps": "1e9"}, {"iterations": "nan"}, {"guidance": "inf"}, {"seed": "9" * 5000}):
+        with pytest.raises(RequestError):
+            read_link({**query, **damaged})
+
+
+def test_a_visit_remembers_the_newest_pictures() -> None:
+    visit: list[Drawn] = []
+    for seed in range(MAX_PICTURES + 5):
+        visit = remember(visit, Drawn(f"{seed}.png", {"prompt": "x", "seed": seed}))
+    assert len(visit) == MAX_PICTURES and captions(visit)[0] == (f"{MAX_PICTURES + 4}.png", f"x · {MAX_PICTURES + 4}")
+    assert picked(visit, 0) == visit[0] and picked(visit, MAX_PICTURES) is None and picked(visit, -1) is None and picked(visit, "0") is None
+
+
+# --- models on disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(models, "ROOT", tmp_path)
+    monkeypatch.setattr(models, "MODELS", tmp_path / "demo" / "models")
+    monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
+    return tmp_path
+
+
+def test_models_on_disk_are_listed_and_one_replaces_another(disk: Path) -> None:
+    first, second = nano_pipeline(), nano_pipeline()
+    second.defaults = SamplingDefaults(num_steps=5)
+    first.save_pretrained(disk / "demo" / "models" / "shipped")
+    second.save_pretrained(disk / "runs" / "03" / "pipeline")
+    (disk / "runs" / "01" / "pipeline").mkdir(parents=True)
+    (disk / "runs" / "01" / "pipeline" / "manifest.json").write_text('{"autoencoder.safetensors": {}}')  # stage 1 alone cannot draw
+    model = LoadedModel(first)
+    assert model.choices() == [("shipped", "demo/models/shipped"), ("runs: 03", "runs/03/pipeline")]
+    model.switch("runs/03/pipeline")
+    assert model.pipeline is not first and model.pipeline.defaults.num_steps == 5 and model.folder == disk / "runs" / "03" / "pipeline"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_present_one(disk: Path) -> None:
+    first = nano_pipeline()
+    folder = first.save_pretrained(disk / "runs" / "03" / "pipeline")
+    weights = next(folder.glob("generator*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0" if weights.read_bytes()[-1:] != b"\0" else weights.read_bytes()[:-1] + b"\1")
+    model = LoadedModel(first)
+    for source in ("runs/03/pipeline", "", None, 5, "x" * 1000):
+        with pytest.raises((ModelError, CheckpointError)):
+            model.switch(source)
+        assert model.pipeline is first
+    with pytest.raises(ModelError, match="shared"):
+        LoadedModel(first, public=True).switch("runs/03/pipeline")
+
+
+# --- pictures and masks from visitors ------------------------------------------------------------------------------
+
+
+def test_paint_becomes_the_mask_of_the_same_square() -> None:
+    layer = np.zeros((64, 96, 4), np.uint8)
+    layer[0:32, 16:48] = (125, 102, 217, 255)  # the left upper quarter of the middle square
+    mask = painted_mask([Image.fromarray(layer)], 32)
+    expected = np.zeros((32, 32), bool)
+    expected[:16, :16] = True
+    np.testing.assert_array_equal(mask, expected)
+    assert painted_mask([], 32) is None and painted_mask([Image.new("RGBA", (9, 9))], 32) is None
+    np.testing.assert_array_equal(fit_mask(Image.fromarray(np.where(expected, 255, 0).astype(np.uint8)), 64), np.kron(expected, np.ones((2, 2))) > 0)
+
+
+def test_an_edit_needs_what_its_kind_needs() -> None:
+    image = fit_picture(Image.new("RGB", (50, 40), "red"), 32)
+    assert image.size == (32, 32)
+    for mode, extra, said in (("Twist", {}, "kind of edit"), (REPAINT, {}, "Paint over"), (EXTEND, {}, "at least one side"), (EXTEND, {"sides": ["Left"], "room": 9}, "room is 9"),
+                              (REWORD, {}, "what the picture shows"), (REWORD, {"source_prompt": 5}, "text")):
+        with pytest.raises(ValueError, match=said):
+            plan_edit(mode, REQUEST, image, 0.5, **extra)
+    with pytest.raises(RequestError, match="strength is 2"):
+        plan_edit(REPAINT, REQUEST, image, 2)
+    assert plan_edit(EXTEND, REQUEST, image, 1, sides=["Left"]).mask.mean() > 0.3
+    with pytest.raises(RequestError, match="Choose a picture"):
+        fit_picture(None, 32)
+
+
+def test_an_endpoint_reads_no_file_but_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    inside, outside = tmp_path / "uploads" / "a.png", tmp_path / "b.png"
+    inside.parent.mkdir()
+    for path in (inside, outside):
+        path.write_bytes(b"x")
+    assert uploaded({"path": str(inside)}) == inside
+    for file in ({"path": str(outside)}, {"path": f"{inside.parent}/../b.png"}, {"path": "/etc/passwd"}, {"path": None}, {}, None, 5, {"path": "a\0b"}):
+        with pytest.raises(RequestError, match="upload it"):
+            uploaded(file)
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(training, "JOBS", tmp_path / "jobs")
+    return tmp_path / "jobs"
+
+
+def captioned_zip(path: Path, count: int = 24) -> Path:
+    from iris.data import Scenes
+
+    scenes = Scenes(32, count, max_objects=1)
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(count):
+            example = scenes[index]
+            Image.fromarray(example.image).save(path.with_suffix(".png"))
+            archive.write(path.with_suffix(".png"), f"{index}.png")
+            archive.writestr(f"{index}.txt", example.captions[0])
+    return path
+
+
+def test_an_uploaded_zip_becomes_a_model(jobs: Path, tmp_path: Path) -> None:
+    folder = jobs / "one"
+    source = train._pictures(train.UPLOADED, str(captioned_zip(tmp_path / "mine.zip")), folder)
+    assert source == f"folder:{folder / 'pictures'}"
+    job = training.plan_job(source, "nano", 1)
+    said = training.run_job(folder, training.Job(job.data, "nano", 0.05, batch_size=8))
+    assert said.startswith("Finished.")
+    drawn = IRISPipeline.from_pretrained(training.model_folder(folder))("a red circle", seed=1, num_steps=1)
+    assert drawn.images[0].size == (32, 32)
+    assert set(training.stage_rows(folder)) == set(training.STAGES)
+    page = train.job_html(folder, training.JobState("finished", said))
+    assert page.count("<svg") == 2 and "Finished" in page
+    (jobs / "two").mkdir()
+    onward = training.run_job(jobs / "two", training.Job(job.data, "nano", 0.02, str(training.model_folder(folder)), 8))
+    assert onward.startswith("Finished.") and list(training.stage_rows(jobs / "two")) == ["text-to-image"]
+
+
+def test_a_hostile_zip_is_refused_before_anything_starts(jobs: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("../../outside.png", b"x")
+    with pytest.raises(ValueError):
+        train._pictures(train.UPLOADED, str(tmp_path / "evil.zip"), jobs / "one")
+    assert not (tmp_path / "outside.png").exists() and training.latest_job() is None
+    for preset, minutes in (("huge", 5), ("nano", 0), ("nano", 1e9), ("nano", "5")):
+        with pytest.raises(RequestError):
+            training.plan_job("scenes", preset, minutes)
+
+
+def sleeper(folder: Path) -> subprocess.Popen:
+    """A job's process as the page sees it, without the training."""
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"data": "scenes", "preset": "nano", "minutes": 1}))
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    training._children.append(child)
+    training._write_state(folder, training.JobState("running", "Training.", child.pid))
+    return child
+
+
+def test_one_job_runs_at_a_time_and_can_be_stopped(jobs: Path) -> None:
+    child = sleeper(jobs / "one")
+    assert training.running_job() == jobs / "one"
+    with pytest.raises(RequestError, match="running already"):
+        training.start_job(training.Job("scenes", "nano", 1.0), jobs / "two")
+    training.stop_job(jobs / "one")
+    assert child.wait(10) == -signal.SIGTERM and training.read_state(jobs / "one").status == "stopped" and training.running_job() is None
+
+
+def test_a_job_that_died_is_told_so(jobs: Path) -> None:
+    child = sleeper(jobs / "one")
+    os.kill(child.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while training.read_state(jobs / "one").status == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    state = training.read_state(jobs / "one")
+    assert state.status == "failed" and "log.txt" in state.message
+
+
+def test_a_job_that_fails_says_why(jobs: Path) -> None:
+    folder = jobs / "one"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"data": "folder:/nowhere", "preset": "nano", "minutes": 1.0}))
+    with pytest.raises(SystemExit):
+        training.main(folder)
+    assert training.read_state(folder).status == "failed" and "does not exist" in training.read_state(folder).message
