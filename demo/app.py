@@ -30,7 +30,7 @@ import PIL.Image  # noqa: E402
 
 from demo.model import MODELS, LoadedModel, best_device  # noqa: E402
 from demo.settings import PRIVATE  # noqa: E402
-from demo.tabs import about, between, create, depth, edit, inside, latents  # noqa: E402
+from demo.tabs import about, between, create, depth, edit, inside, latents, train  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
 from iris.checkpoint import resolve_folder  # noqa: E402
 from iris.pipeline import IRISPipeline  # noqa: E402
@@ -62,6 +62,9 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
                     between.build_tab(model)
             with gr.Tab("Latents", id="latents"):
                 taken = latents.build_tab(model)
+            if not public:
+                with gr.Tab("Train", id="train") as train_tab:
+                    train.build_tab(model, train_tab)
             with gr.Tab("Model", id="model") as model_tab:
                 told = about.build_tab(model)
         _hand_over(made.think_longer, made, tabs, "depth", depth.receive, compared)
@@ -81,11 +84,14 @@ def _hand_over(button: gr.Button, made: create.CreateTab, tabs: gr.Tabs, name: s
     tab.run_after(opened.then)
 
 
-def launch_options(host: str, port: int | None, share: bool = False) -> dict[str, Any]:
-    """Everything `launch()` takes: the looks, and a server that answers nothing it was not asked to."""
+def launch_options(host: str, port: int | None, share: bool = False, public: bool = False) -> dict[str, Any]:
+    """Everything `launch()` takes: the looks, and a server that answers nothing it was not asked to.
+
+    Uploads are pictures; at home also archives of them, to train on.
+    """
     return {
         "server_name": host, "server_port": port, "share": share, "theme": iris_theme(), "css": CSS,
-        "show_error": False, "allowed_paths": [], "max_file_size": "10mb", "enable_monitoring": False, "run_history": False,
+        "show_error": False, "allowed_paths": [], "max_file_size": "10mb" if public else "260mb", "enable_monitoring": False, "run_history": False,
         "ssr_mode": False, "state_session_capacity": 500, "footer_links": ["api", "settings"], "quiet": True,
     }
 
@@ -120,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"The model could not be loaded: {error}") from error
     page = create_demo(pipeline, folder, options.public)
     try:
-        page.launch(**launch_options(options.host, options.port, options.share), prevent_thread_lock=True)
+        page.launch(**launch_options(options.host, options.port, options.share, options.public), prevent_thread_lock=True)
     except OSError as error:
         raise SystemExit(f"Port {options.port} cannot be used; pass another one with --port.") from error
     print(f"IRIS is ready: {page.local_url}" + (f" and {page.share_url}" if page.share_url else ""), flush=True)

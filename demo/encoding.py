@@ -78,7 +78,7 @@ def latents_html(encoded: Encoded) -> str:
     shares = 100 * energy / max(energy.sum(), 1e-12)
     row = [Shown(latent_map(channel, reach), f"Channel {index + 1}", f"{share:.0f} % of the energy")
            for index, (channel, share) in enumerate(zip(encoded.latents, shares, strict=True))]
-    return row_html(row, 1).replace('class="row', 'class="row small', 1)
+    return row_html(row, 1).replace('class="shots', 'class="shots small', 1)
 
 
 def _picture(band: Tensor) -> Image.Image:

@@ -33,7 +33,7 @@ def data_uri(image: Image.Image, lossy: bool = False) -> str:
 
 def row_html(row: Sequence[Shown], size: int) -> str:
     """Pictures of `size` pixels side by side with captions; an empty square for one still to come."""
-    return f'<div class="row{crisp(size)}">{"".join(map(_figure, row))}</div>'
+    return f'<div class="shots{crisp(size)}">{"".join(map(_figure, row))}</div>'
 
 
 def crisp(size: int) -> str:

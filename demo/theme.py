@@ -114,6 +114,7 @@ CSS = """
 .status .bar.off { visibility: hidden; }
 .status .bar span { display: block; height: 100%; border-radius: 2px; background: var(--primary-500); }
 .actions { gap: 8px; }
+.actions.four { display: grid; grid-template-columns: 1fr 1fr; }
 .quiet .form { border: 0; }
 .seed-row { align-items: center; }
 .gradio-container input[type="range"]::-webkit-slider-thumb { box-shadow: 0 0 0 1px var(--neutral-400), 0 1px 3px #0003; }
@@ -184,17 +185,18 @@ CSS = """
 #visit .thumbnail-item, #visit .grid-container button { aspect-ratio: 1; width: 72px; height: 72px !important; }
 #visit .caption-label, #visit label[data-testid="block-label"] { display: none; }
 #visit h3, .plain h3 { font-size: 1rem; font-weight: 550; margin: 6px 0 8px; }
-#again { max-width: 160px; }
+#visit .thumbnail-item, #visit .grid-container button, #visit img { border-radius: 10px !important; }
+#again { max-width: 240px; }
 
 /* pictures in a row; a curve; two sliders that move a sheet of frames */
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px; }
-.row.small { grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 10px; }
-.row figure, .scrub figure { margin: 0; min-width: 0; }
-.row img, .to-come, .scrub .frame { width: 100%; aspect-ratio: 1; display: block; margin: 0; border-radius: 10px; }
-.row.pixels img, .scrub.pixels .frame, .row.small img { image-rendering: pixelated; }
+.shots { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px; }
+.shots.small { grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 10px; }
+.shots figure, .scrub figure { margin: 0; min-width: 0; }
+.shots img, .to-come, .scrub .frame { width: 100%; aspect-ratio: 1; display: block; margin: 0; border-radius: 10px; }
+.shots.pixels img, .scrub.pixels .frame, .shots.small img { image-rendering: pixelated; }
 .to-come { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
-.row figcaption, .scrub figcaption { font-size: .875rem; line-height: 1.4; margin-top: 5px; font-variant-numeric: tabular-nums; }
-.row small, .scrub small { display: block; color: var(--body-text-color-subdued); font-size: .8125rem; }
+.shots figcaption, .scrub figcaption { font-size: .875rem; line-height: 1.4; margin-top: 5px; font-variant-numeric: tabular-nums; }
+.shots small, .scrub small { display: block; color: var(--body-text-color-subdued); font-size: .8125rem; }
 .scrub { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 14px 28px; border: 1px solid var(--border-color-primary); border-radius: 14px;
   background: var(--block-background-fill); padding: 16px; align-items: start; }
 .scrub .views { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; grid-row: 1 / span 2; }
@@ -203,6 +205,7 @@ CSS = """
 .scrub .sliders { display: grid; gap: 10px; align-content: start; }
 .scrub label { display: grid; grid-template-columns: 5.2em 1fr 2.2em; gap: 10px; align-items: center; font-variant-numeric: tabular-nums; }
 .scrub input[type="range"] { width: 100%; accent-color: var(--primary-500); }
+.scrub input[type="range"]::-webkit-slider-thumb { border-radius: 50%; }
 .scrub output { text-align: right; }
 .chart { width: 100%; height: auto; display: block; overflow: visible; }
 .chart text { font-size: 11px; fill: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
@@ -215,6 +218,7 @@ CSS = """
 .chart .cursor { stroke: var(--body-text-color); stroke-width: 1; opacity: .55; transform: translateX(calc(var(--w) * var(--i))); }
 
 /* words about the model */
+.section { font-weight: 550; margin: 14px 0 6px; }
 h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
 .choose { align-items: end; }
 .paper { max-width: 62em; overflow-x: auto; }
@@ -224,8 +228,8 @@ h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
 @media (max-width: 640px) {
   .scrub { grid-template-columns: minmax(0, 1fr); padding: 12px; }
   .scrub .views { grid-row: auto; gap: 10px; }
-  .row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .row.small { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+  .shots { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .shots.small { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 }
 
 /* editing */
@@ -235,26 +239,6 @@ h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
 .moving.empty { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .frames { display: flex; flex-wrap: wrap; gap: 2px; margin-top: 8px; max-width: 450px; }
 .frames img { width: 52px; height: 52px; image-rendering: pixelated; margin: 0; border-radius: 4px; }
-
-/* depth: one seed at several depths, and a slider through a drawing's iterations */
-.depths { display: flex; gap: 10px; overflow-x: auto; padding: 2px 2px 8px; }
-.depths figure { margin: 0; flex: 1 1 110px; min-width: 96px; max-width: 160px; }
-.depths img, .scrub, .maps img { width: 100%; display: block; margin: 0; image-rendering: pixelated; border-radius: 10px; }
-.depths figcaption, .maps figcaption { font-size: .8125rem; line-height: 1.35; margin-top: 4px; font-variant-numeric: tabular-nums; }
-.depths figcaption small, .maps figcaption small { display: block; color: var(--body-text-color-subdued); font-size: inherit; }
-.scrub { aspect-ratio: 1; max-width: 450px; background-size: calc(var(--columns) * 100%) calc(var(--rows) * 100%); border: 1px solid var(--border-color-primary);
-  background-position: calc(var(--x) * 100% / max(1, var(--columns) - 1)) calc(var(--y) * 100% / max(1, var(--rows) - 1)); }
-.scrub.empty { background: var(--background-fill-secondary); }
-.curve { width: 100%; height: auto; display: block; color: var(--body-text-color-subdued); font-size: 11px; font-variant-numeric: tabular-nums; }
-.curve text { fill: currentColor; }
-.curve .axis { stroke: var(--border-color-primary); stroke-width: 1; }
-.maps { display: flex; gap: 10px; overflow-x: auto; padding: 2px 2px 8px; }
-#parts .maps.wrap { flex-wrap: wrap; }
-.maps figure { margin: 0; flex: 0 0 96px; }
-.section { font-weight: 550; margin: 14px 0 6px; }
-.facts-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.facts-table td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--border-color-primary); }
-.facts-table td:first-child { color: var(--body-text-color-subdued); }
 
 footer { opacity: .85; }
 """

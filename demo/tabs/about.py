@@ -1,82 +1,87 @@
-"""Model: which one draws, what it is, its card and the report; at home also the choice of another one."""
+"""Model: which one is loaded, what its card says, the report's pages; and, at home, the choice of another."""
 
-import html
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
-from demo.model import LoadedModel, shown_name
-from demo.pages import CARD, page_names, read_page
+from demo.model import LoadedModel
+from demo.papers import model_card, report_page, report_pages
 from demo.serving import MODEL_QUEUE, sentences
 from demo.settings import PRIVATE
-from demo.status import status_html, status_line
 from iris.nn.generator import parameter_count
+
+CHOICE_INFO = "A model on this disk, any other folder, or a Hub id such as user/name. The present one leaves the memory."
+RELOAD = "() => { location.href = location.pathname; }"  # the whole page belongs to the new model
 
 
 @dataclass(frozen=True)
 class AboutTab:
-    """What the page joins to: `then` of the event that changed the model, and what is refreshed when the tab is looked at."""
+    """What the page joins to: `refresh_on(event)` brings the list of models, the facts and the card up to date."""
 
-    changed: Callable[..., Any] | None
-    choice: Component | None
+    refresh_on: Callable[[Callable[..., Any]], Any]
 
 
-def build_tab(model: LoadedModel, tab: gr.Tab) -> AboutTab:
+def build_tab(model: LoadedModel) -> AboutTab:
     """The tab's components and events inside the current Blocks."""
     facts = gr.HTML(facts_html(model), elem_id="facts", elem_classes="plain")
-    choice, changed = None, None
+    refreshed: list[Any] = [facts]
     if not model.public:
-        with gr.Row(elem_classes="ask"):
-            choice = gr.Dropdown(
-                model.choices(), label="Model", value=None, allow_custom_value=True, scale=5, min_width=240, elem_id="choose",
-                info="One on this disk, or write a folder or a Hub id such as user/name. The present one is freed.",
-            )
-            load = gr.Button("Load", variant="primary", scale=0, min_width=110, elem_id="load")
-        status = status_line("The model above draws on every tab.")
-        changed = load.click(
-            _load_event(model), choice, [facts, status], concurrency_id=MODEL_QUEUE, api_visibility="private", show_progress="minimal",
-        ).success
-    page = gr.Dropdown(page_names(), value=CARD, label="Read", elem_id="page", filterable=False)
-    text = gr.Markdown("", elem_id="document", elem_classes="document", buttons=[])
+        refreshed.append(_choice(model))
+    with gr.Tabs():
+        with gr.Tab("Model card"):
+            card = gr.Markdown("", elem_id="card", elem_classes="paper", buttons=[])
+        with gr.Tab("Report") as report:
+            names = list(report_pages())
+            page = gr.Dropdown(names, value=names[0] if names else None, label="Page", elem_id="page", visible=bool(names), filterable=False)
+            paper = gr.Markdown("", elem_id="report", elem_classes="paper", buttons=[])
+    report.select(report_page, page, paper, **PRIVATE)
+    page.input(report_page, page, paper, **PRIVATE)
+    refreshed.append(card)
 
-    def read(name: str) -> str:
-        return read_page(name, model.folder)
+    def fresh() -> tuple:
+        choices = [] if model.public else [gr.update(choices=model.choices(), value=present(model))]
+        return facts_html(model), *choices, model_card(model.folder)
 
-    page.change(read, page, text, **PRIVATE)
-    tab.select(read, page, text, **PRIVATE)
-    tab.select(lambda: facts_html(model), None, facts, **PRIVATE)
-    if choice is not None:
-        tab.select(lambda: gr.update(choices=model.choices()), None, choice, **PRIVATE)
-        changed(read, page, text, **PRIVATE)
-    return AboutTab(changed, choice)
+    return AboutTab(lambda event: event(fresh, None, refreshed, **PRIVATE))
+
+
+def present(model: LoadedModel) -> str:
+    """The loaded model as the list names it, or its own name."""
+    return model.source if model.source in {source for _, source in model.choices()} else model.name
 
 
 def facts_html(model: LoadedModel) -> str:
-    """What is loaded, as a table of words and numbers; a name from a file is escaped."""
-    pipeline, config = model.pipeline, model.pipeline.config
-    defaults = pipeline.defaults
-    rows = {
-        "model": html.escape(f"{shown_name(model.folder)} (preset {config.name})" if model.folder else f"preset {config.name}"),
-        "pictures": f"{pipeline.image_size} × {pipeline.image_size} pixels",
-        "generator": f"{parameter_count(pipeline.generator) / 1e6:.2f} M weights, "
-                     f"{parameter_count(pipeline.generator.core) / parameter_count(pipeline.generator):.0%} of them in the core that is used again and again",
-        "autoencoder": f"{parameter_count(pipeline.autoencoder) / 1e6:.2f} M weights",
-        "text": html.escape(config.text.encoder),
-        "its own settings": f"{defaults.num_steps} steps × {html.escape(str(defaults.num_iterations))} iterations, guidance {defaults.guidance_scale:g}",
-        "hash": html.escape(str(pipeline.metadata.get("hash", "")) or "not stored yet"),
-    }
-    cells = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows.items())
-    return f'<table class="facts-table">{cells}</table>'
+    """The loaded model in one line of numbers. Its name is a file's, so only plain characters pass."""
+    pipeline = model.pipeline
+    generator, core = parameter_count(pipeline.generator), parameter_count(pipeline.generator.core)
+    name = "".join(letter for letter in model.name if letter.isalnum() or letter in "-_./: ")[:80]
+    told = [f"{generator / 1e6:.1f} M parameters in the generator", f"{core / 1e6:.1f} M of them in the core that repeats",
+            f"{parameter_count(pipeline.autoencoder) / 1e6:.1f} M in the autoencoder", f"{pipeline.image_size} px",
+            f"on {pipeline.device.type.upper()}"]
+    digest = str(pipeline.metadata.get("hash", ""))[:12]
+    if digest.isalnum():
+        told.append(f"fingerprint {digest}")
+    return f'<h2 class="name">{name}</h2><p class="note">{" · ".join(told)}</p>'
 
 
-def _load_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
+def _choice(model: LoadedModel) -> gr.Dropdown:
+    with gr.Row(elem_classes="choose"):
+        choice = gr.Dropdown(
+            model.choices(), value=present(model), label="Change the model", info=CHOICE_INFO, allow_custom_value=True, scale=4, min_width=240,
+            elem_id="choice",
+        )
+        load = gr.Button("Load", scale=0, min_width=110, elem_id="load")
+    done = gr.State(None)
+
     @sentences
-    def load(source: str | None) -> Iterator[tuple]:
-        yield gr.skip(), status_html("Loading")
+    def change(source: str) -> Iterator[None]:
         model.switch(source)
-        yield facts_html(model), status_html("Loaded; every tab draws with it now")
+        yield None
 
-    return load
+    changed = load.click(change, choice, done, concurrency_id=MODEL_QUEUE, api_visibility="private", show_progress="full", show_progress_on=[choice])
+    changed.success(fn=None, js=RELOAD, api_visibility="private", queue=False)
+    return choice

@@ -62,7 +62,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
             )
         with gr.Column(scale=1, min_width=300):
             status = status_line()
-            with gr.Row(elem_classes="actions"):
+            with gr.Row(elem_classes="actions four"):
                 save = gr.DownloadButton("Save PNG", size="md", interactive=False, min_width=100, elem_id="save")
                 think_longer = gr.Button("Think longer", size="md", min_width=110, elem_id="think-longer")
                 look_inside = gr.Button("Look inside", size="md", min_width=100, elem_id="look-inside")

@@ -36,7 +36,7 @@ class DepthTab:
 
 def build_tab(model: LoadedModel) -> DepthTab:
     """The tab's components and events inside the current Blocks."""
-    steps_at_first, depth, scale = starting_values(model)
+    steps_at_first, _, scale = starting_values(model)
     gr.HTML(NOTE, elem_classes="plain")
     with gr.Row(elem_classes="ask"):
         prompt = gr.Textbox(

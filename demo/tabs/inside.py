@@ -20,7 +20,6 @@ from demo.pictures import Shown, row_html
 from demo.request import GUIDANCE, MAX_SEED, STEPS, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, on_gpu, runs_until_stopped, sentences
 from demo.status import count, status_html, status_line
-from demo.tabs import knockout
 from iris.evaluation.probes import Trace, trace
 
 # Every iteration is decoded and kept, so a look inside costs more than a picture: fewer iterations than in Create.
@@ -69,7 +68,6 @@ def build_tab(model: LoadedModel) -> InsideTab:
         runs_until_stopped(start, stop, status, watch, request, [film, status])
 
     run_after(partial(gr.on, [prompt.submit, go.click]))
-    knockout.build_part(model, request, _parse)
     runs_until_stopped(silence.click, stop, status, _silence_event(model), request, [silenced, status])
     _inspect_endpoint(model, look)
     return InsideTab(request, run_after)
@@ -137,7 +135,7 @@ def _silence_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
         for index, (name, image) in enumerate(stream(request)):
             whole = image if not name else row[0].image
             moved = np.abs(np.asarray(image, dtype=float) - np.asarray(whole)).mean()
-            row[index] = Shown(image, row[index].caption, f"moves a pixel by {moved:.0f} of 255" if name else "the picture itself")
+            row[index] = Shown(image, row[index].caption, f"a pixel moves by {moved:.1f} of 255" if name else "the picture itself")
             last = index == len(row) - 1
             told = status_html("Same weights, same noise, one path silent" if last else f"Picture {index + 1} of {len(row)}",
                                [f"seed {request.seed}"], None if last else (index + 1) / len(row))
