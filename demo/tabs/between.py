@@ -82,8 +82,7 @@ def filming(model: LoadedModel) -> Filming:
 
     @on_gpu(lambda way: min(120, 10 + way.frames * way.request.max_core_passes // 40))
     def stream(way: Way) -> Iterator[Film]:
-        settings = way.request.to_dict()
-        settings["negative_prompt"] = settings["negative_prompt"] or None
+        settings = way.request.arguments()
         for preview in interpolation(
             model.pipeline, settings.pop("prompt"), way.other_prompt, settings.pop("seed"), way.other_seed, way.frames, **settings,
         ):
@@ -147,7 +146,7 @@ def _interpolate_endpoint(stream: Filming) -> None:
         prompt: str, other_prompt: str = "", seed: int | None = None, other_seed: int | None = None, frames: int = 8, num_steps: int = 8,
         num_iterations: int | str = 4, guidance_scale: float = 3.0,
     ) -> tuple[FileData, dict]:
-        """Pictures on the way from one prompt and seed to another, as an animation there and back.
+        """Pictures on the way from one prompt and seed to another, as an animation there and back; a preview after every step.
 
         Args:
             prompt: where it begins, up to 1000 characters.
@@ -164,10 +163,9 @@ def _interpolate_endpoint(stream: Filming) -> None:
         """
         way = _plan(prompt, other_prompt, seed, other_seed, frames, num_steps, num_iterations, guidance_scale)
         for film in stream(way):
-            if film.finished:
-                told = {**way.request.to_dict(), "other_prompt": way.other_prompt, "other_seed": way.other_seed, "frames": way.frames,
-                        "core_passes": film.core_passes, "seconds": round(film.seconds, 3)}
-                path = cache_file(animation(film.frames), "iris-animation.webp")
-                yield FileData(path=path, mime_type="image/webp").model_dump(), told
+            told = {**way.request.to_dict(), "other_prompt": way.other_prompt, "other_seed": way.other_seed, "frames": way.frames,
+                    "core_passes": film.core_passes, "seconds": round(film.seconds, 3), "step": film.step, "finished": film.finished}
+            path = cache_file(animation(film.frames), "iris-animation.webp")
+            yield FileData(path=path, mime_type="image/webp").model_dump(), told
 
     gr.api(interpolate, api_name="interpolate", concurrency_id=MODEL_QUEUE)

@@ -154,6 +154,6 @@ def _compare_endpoint(model: LoadedModel, compare: Comparing) -> None:
         for at in compare(request, asked):
             files.append(FileData(path=saved(at.image, at.parameters), mime_type="image/png").model_dump())
             told.append({**at.parameters, "core_passes": sum(at.iterations) * request.guidance_factor, "seconds": round(at.seconds, 3)})
-        yield files, told
+            yield list(files), list(told)
 
     gr.api(compare_depths, api_name="compare_depths", concurrency_id=MODEL_QUEUE)

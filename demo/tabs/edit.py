@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.data_classes import FileData
 from PIL import Image
 
-from demo.drawing import Progress, core_passes, saved
+from demo.drawing import Progress, core_passes, saved, told_parameters
 from demo.editing import (
     EXTEND,
     MODES,
@@ -73,7 +73,7 @@ def build_tab(model: LoadedModel) -> EditTab:
             editor = gr.ImageEditor(
                 label="Picture to edit", type="pil", format="png", image_mode="RGBA", sources=("upload", "clipboard"), transforms=(),
                 layers=False, brush=gr.Brush(default_size=max(3, model.pipeline.image_size // 10), colors=["#7d66d9"], color_mode="fixed"), canvas_size=(448, 448),
-                buttons=[], height=440, elem_id="editor", placeholder="Drop a picture here, or press Edit below one in Create",
+                buttons=[], height=440, elem_id="editor", placeholder="Drop a picture here",
             )
             strength = gr.Slider(0, 1, STRENGTHS[REDRAW], step=0.05, label="Strength", buttons=[], info="0 keeps the picture, 1 forgets it.", elem_id="strength")
             with gr.Row(visible=False) as extending:
@@ -122,7 +122,7 @@ def _edit_event(model: LoadedModel, stream: Moments) -> Callable[..., Iterator[t
     """The page's own event: everything on the tab -> picture, status, seed, download, further, done."""
 
     @sentences
-    def edit(
+    def change(  # not `edit`: the endpoint has that name
         mode: str, drawing: dict | None, prompt: str, was: str, strength: float, sides: list[str], room: float, seed: float, randomise: bool,
         num_steps: float, num_iterations: float, auto: bool, guidance_scale: float,
     ) -> Iterator[tuple]:
@@ -143,7 +143,7 @@ def _edit_event(model: LoadedModel, stream: Moments) -> Callable[..., Iterator[t
             enabled = gr.update(interactive=True)
             yield drawn.path, _status(request, moment), nothing, gr.update(value=drawn.path, interactive=True), enabled, drawn
 
-    return edit
+    return change
 
 
 def _status(request: GenerationRequest, moment: Progress) -> str:
@@ -157,10 +157,12 @@ def _status(request: GenerationRequest, moment: Progress) -> str:
 
 
 def _answers(stream: Moments, job: EditJob) -> Iterator[tuple[dict, dict]]:
+    """An answer after every step, so that a client sees it form and may cancel it."""
     for moment in stream(job):
-        if moment.finished:
-            told = {**moment.parameters, "seconds": round(moment.seconds, 3), "core_passes": core_passes(job.request, moment.iterations)}
-            yield FileData(path=saved(moment.image, moment.parameters), mime_type="image/png").model_dump(), told
+        parameters = told_parameters(job.request, moment)
+        told = {**parameters, "step": moment.step, "seconds": round(moment.seconds, 3), "core_passes": core_passes(job.request, moment.iterations),
+                "finished": moment.finished}
+        yield FileData(path=saved(moment.image, parameters), mime_type="image/png").model_dump(), told
 
 
 def _edit_endpoint(model: LoadedModel, stream: Moments) -> None:

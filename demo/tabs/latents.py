@@ -79,17 +79,17 @@ def _encode_event(model: LoadedModel, stream: Encoding) -> Callable[..., Iterato
     """The page's own event: a picture -> compare slider, bands, maps and status."""
 
     @sentences
-    def encode(source: str | None) -> Iterator[tuple]:
+    def watch(source: str | None) -> Iterator[tuple]:
         picture = fit_picture(source, model.pipeline.image_size)
         for encoded in stream(picture):
             channels, height, width = encoded.latents.shape
             values = picture.width * picture.height * 3
             facts = [f"{values:,} values become {encoded.latents.size:,}", f"{channels} channels of {height} × {width}"]
             pair = gr.update(value=(encoded.original, encoded.rebuilt), visible=True)
-            heads = ('<h3>Haar bands</h3>', '<h3>Latents</h3>')
+            heads = ('<h3>Haar bands, the details four times as strong</h3>', '<h3>Latents, with the share of the energy that each channel carries</h3>')
             yield pair, heads[0] + bands_html(encoded), heads[1] + latents_html(encoded), status_html(f"Rebuilt at {encoded.psnr:.1f} dB", facts)
 
-    return encode
+    return watch
 
 
 def _encode_endpoint(model: LoadedModel, stream: Encoding) -> None:
