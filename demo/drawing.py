@@ -52,7 +52,7 @@ def drawing_stream(model: LoadedModel) -> Stream:
         if every_iteration and model.pipeline.defaults.sampler == "euler":
             yield from thinking(model.pipeline, request)
             return
-        for preview in model.pipeline.stream(**request.to_dict()):
+        for preview in model.pipeline.stream(**request.arguments()):
             iterations = list(preview.iterations[0])
             result = preview.result
             parameters = None if result is None else {**result.parameters_of(0), "iterations": iterations}

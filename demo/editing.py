@@ -65,7 +65,7 @@ def plan_edit(mode: object, request: GenerationRequest, image: Image.Image, stre
 
 def start_edit(pipeline: IRISPipeline, job: EditJob) -> Iterator[Preview]:
     """The edit's previews."""
-    settings: dict[str, Any] = job.request.to_dict()
+    settings: dict[str, Any] = job.request.arguments()
     prompt = settings.pop("prompt")
     if job.mode == REDRAW:
         return image_to_image(pipeline, job.image, prompt, job.strength, **settings)

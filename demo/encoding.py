@@ -76,7 +76,7 @@ def latents_html(encoded: Encoded) -> str:
     reach = max(1e-6, float(np.abs(encoded.latents).max()))
     energy = (encoded.latents**2).sum((1, 2))
     shares = 100 * energy / max(energy.sum(), 1e-12)
-    row = [Shown(latent_map(channel, reach), f"Channel {index + 1}", f"{share:.0f} % of the energy")
+    row = [Shown(latent_map(channel, reach), f"Channel {index + 1}", f"{share:.0f} %")
            for index, (channel, share) in enumerate(zip(encoded.latents, shares, strict=True))]
     return row_html(row, 1).replace('class="shots', 'class="shots small', 1)
 

@@ -56,8 +56,12 @@ class GenerationRequest:
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED + 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON and for the pipeline's arguments."""
+        """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the pipeline and its probes, to which no negative prompt is None: an empty text is a caption of its own."""
+        return {**self.to_dict(), "negative_prompt": self.negative_prompt or None}
 
     @property
     def guidance_factor(self) -> int:

@@ -184,7 +184,8 @@ CSS = """
   align-items: start; }
 #visit .thumbnail-item, #visit .grid-container button { aspect-ratio: 1; width: 72px; height: 72px !important; }
 #visit .caption-label, #visit label[data-testid="block-label"] { display: none; }
-#visit h3, .plain h3 { font-size: 1rem; font-weight: 550; margin: 6px 0 8px; }
+#visit::before { content: "This visit"; font-weight: 550; }
+.plain h3 { font-size: 1rem; font-weight: 550; margin: 6px 0 8px; }
 #visit .thumbnail-item, #visit .grid-container button, #visit img { border-radius: 10px !important; }
 #again { max-width: 240px; }
 
@@ -222,7 +223,10 @@ CSS = """
 h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
 .choose { align-items: end; }
 .paper { max-width: 62em; overflow-x: auto; }
-.paper table { font-size: .875rem; display: block; overflow-x: auto; }
+.paper table, .paper .prose table { font-size: .875rem; display: block; overflow-x: auto; border: 0 !important; width: auto; }
+.paper th, .paper td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; padding: 5px 14px 5px 0 !important; }
+.paper tr { border: 0 !important; }
+.paper h1 { font-size: 1.3rem !important; } .paper h2 { font-size: 1.1rem !important; }
 .paper img { border-radius: 8px; background: white; max-width: 100%; height: auto; }
 
 @media (max-width: 640px) {

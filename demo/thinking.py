@@ -59,7 +59,7 @@ def comparing_stream(model: LoadedModel) -> Comparing:
     def stream(request: GenerationRequest, depths: Sequence[int | str]) -> Iterator[AtDepth]:
         for depth in depths:
             asked = replace(request, num_iterations=depth)
-            for preview in model.pipeline.stream(**asked.to_dict()):  # a step at a time, so that Stop is heard
+            for preview in model.pipeline.stream(**asked.arguments()):  # a step at a time, so that Stop is heard
                 result = preview.result
             yield AtDepth(depth, result.images[0], result.iterations[0], result.seconds, {**result.parameters_of(0), "iterations": result.iterations[0]})
 
@@ -71,8 +71,8 @@ def thinking_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterato
 
     @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
     def stream(request: GenerationRequest) -> Iterator[Thought]:
-        automatic = model.pipeline(**replace(request, num_iterations="auto").to_dict())
-        yield Thought(trace(model.pipeline, **request.to_dict()), automatic.iterations[0])
+        automatic = model.pipeline(**replace(request, num_iterations="auto").arguments())
+        yield Thought(trace(model.pipeline, **request.arguments()), automatic.iterations[0])
 
     return stream
 

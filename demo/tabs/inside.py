@@ -86,7 +86,7 @@ def look_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[Tr
 
     @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
     def look(request: GenerationRequest) -> Iterator[Trace]:
-        yield trace(model.pipeline, **request.to_dict())
+        yield trace(model.pipeline, **request.arguments())
 
     return look
 
@@ -114,7 +114,7 @@ def silencing_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterat
     def stream(request: GenerationRequest) -> Iterator[tuple[str, Image.Image]]:
         whole = model.pipeline
         for name in ("", *PATHS):
-            for preview in (without_path(whole, name) if name else whole).stream(**request.to_dict()):
+            for preview in (without_path(whole, name) if name else whole).stream(**request.arguments()):
                 image = preview.images[0]
             yield name, image
 
