@@ -215,6 +215,11 @@ CSS = """
 .chart polyline { fill: none; stroke: var(--primary-500); stroke-width: 2; stroke-linejoin: round; }
 .chart circle { fill: var(--primary-500); stroke: var(--block-background-fill); stroke-width: 1.5; }
 .chart .held polyline { stroke: #D55E00; } .chart .held circle { fill: #D55E00; }
+.chart .ranges polyline { stroke: var(--line); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 12px 28px; }
+.pair figure { margin: 0; }
+.pair figcaption { font-size: .875rem; margin-top: 5px; }
+.pair small { display: block; color: var(--body-text-color-subdued); font-size: .8125rem; }
 .chart .line.step { opacity: calc(1 - .82 * min(1, max(var(--s) - var(--k), var(--k) - var(--s)))); }
 .chart .cursor { stroke: var(--body-text-color); stroke-width: 1; opacity: .55; transform: translateX(calc(var(--w) * var(--i))); }
 
@@ -224,7 +229,8 @@ h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
 .choose { align-items: end; }
 .paper { max-width: 62em; overflow-x: auto; }
 .paper table, .paper .prose table { font-size: .875rem; display: block; overflow-x: auto; border: 0 !important; width: auto; }
-.paper th, .paper td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; padding: 5px 14px 5px 0 !important; }
+.paper th, .paper td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; padding: 5px 14px 5px 0 !important;
+  overflow-wrap: normal; word-break: normal; }
 .paper tr { border: 0 !important; }
 .paper h1 { font-size: 1.3rem !important; } .paper h2 { font-size: 1.1rem !important; }
 .paper img { border-radius: 8px; background: white; max-width: 100%; height: auto; }

@@ -12,10 +12,11 @@ from demo.model import LoadedModel
 from demo.papers import model_card, report_page, report_pages
 from demo.serving import MODEL_QUEUE, sentences
 from demo.settings import PRIVATE
+from demo.status import status_html, status_line
 from iris.nn.generator import parameter_count
 
 CHOICE_INFO = "A model on this disk, any other folder, or a Hub id such as user/name. The present one leaves the memory."
-RELOAD = "() => { location.href = location.pathname; }"  # the whole page belongs to the new model
+RELOAD = "() => { setTimeout(() => location.assign(location.pathname), 300); }"  # the whole page belongs to the new model
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,15 @@ def _choice(model: LoadedModel) -> gr.Dropdown:
             elem_id="choice",
         )
         load = gr.Button("Load", scale=0, min_width=110, elem_id="load")
-    done = gr.State(None)
+    status = status_line("")
 
     @sentences
-    def change(source: str) -> Iterator[None]:
+    def change(source: str) -> Iterator[str]:
+        yield status_html("Loading and checking every file", progress=0.5)
         model.switch(source)
-        yield None
+        yield status_html("Loaded; the page opens anew")
 
-    changed = load.click(change, choice, done, concurrency_id=MODEL_QUEUE, api_visibility="private", show_progress="full", show_progress_on=[choice])
+    changed = load.click(change, choice, status, concurrency_id=MODEL_QUEUE, api_visibility="private", show_progress="hidden")
     changed.success(fn=None, js=RELOAD, api_visibility="private", queue=False)
+    changed.failure(lambda: status_html("Nothing was changed; the message says why"), None, status, **PRIVATE)
     return choice

@@ -17,8 +17,10 @@ from demo.filmstrip import NOTE, filmstrip_html
 from demo.knockout import PATHS, can_knock_out, without_path
 from demo.model import LoadedModel
 from demo.pictures import Shown, row_html
+from demo.ranges import ranges_html
 from demo.request import GUIDANCE, MAX_SEED, STEPS, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, on_gpu, runs_until_stopped, sentences
+from demo.settings import PRIVATE
 from demo.status import count, status_html, status_line
 from iris.evaluation.probes import Trace, trace
 
@@ -61,6 +63,9 @@ def build_tab(model: LoadedModel) -> InsideTab:
     with gr.Row(elem_classes="actions"):
         silence = gr.Button("Draw it without each path", size="md", scale=0, min_width=220, elem_id="silence", visible=can_knock_out(model.pipeline))
     silenced = gr.HTML("", elem_id="silenced", elem_classes="plain")
+    with gr.Accordion("How far it looks", open=False, elem_classes="quiet", elem_id="ranges") as ranges:
+        charts = gr.HTML("", elem_classes="plain")
+    ranges.expand(lambda: ranges_html(model.pipeline), None, charts, **PRIVATE)
 
     watch = _look_event(look)
 
