@@ -1,100 +1,23 @@
-"""The demo as a person uses it: a real Chromium against a real server, light and dark, wide and narrow.
-
-Screenshots go to the folder in IRIS_SCREENSHOTS, or to pytest's temporary folder.
-"""
+"""The demo as a person uses it: a real Chromium against a real server, light and dark, wide and narrow."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
-try:
-    from playwright.sync_api import Browser, Page, expect, sync_playwright
-except ImportError:
-    Browser = Page = None
+from demo_browser import NARROW, PATIENCE, WIDE, Visit, browser, expect, loaded_width, screenshot, visit  # noqa: F401
 from demo_server import EXAMPLES, Server, server  # noqa: F401
+from PIL import Image
 
 from demo.png import read_png
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if Page is None or CHROMIUM is None:
-    missing = "playwright" if Page is None else "Chromium"
-    warnings.warn(f"NO BROWSER TESTS: {missing} is not installed, so nobody has looked at the demo's pages.", stacklevel=1)
-    pytest.skip(f"{missing} is not installed", allow_module_level=True)
-
 pytestmark = pytest.mark.browser
-PATIENCE = 90_000  # ms: two cores may be busy with something else
-WIDE, NARROW = (1280, 800), (360, 740)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Visit:
-    """One visitor's page, with everything that the browser complained about or asked other machines for."""
-
-    def __init__(self, browser: Browser, url: str, size: tuple[int, int], scheme: str) -> None:
-        self.context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, accept_downloads=True)
-        self.context.set_default_timeout(PATIENCE)
-        self.page: Page = self.context.new_page()
-        self.errors: list[str] = []
-        self.outside: list[str] = []
-        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: None if request.url.startswith((url, "data:", "blob:")) else self.outside.append(request.url))
-        self.page.goto(url)
-        expect(self.prompt).to_be_visible(timeout=PATIENCE)
-
-    @property
-    def prompt(self):
-        return self.page.get_by_role("textbox", name="Prompt", exact=True)
-
-    @property
-    def status(self):
-        return self.page.get_by_role("status").first
-
-    def close(self) -> None:
-        self.context.close()
-
-
-@pytest.fixture
-def visit(browser: Browser, server: Server) -> Iterator:  # noqa: F811
-    open_visits: list[Visit] = []
-
-    def open_one(size: tuple[int, int] = WIDE, scheme: str = "light") -> Visit:
-        open_visits.append(Visit(browser, server.url, size, scheme))
-        return open_visits[-1]
-
-    yield open_one
-    for one in open_visits:
-        one.close()
-
-
-def screenshot(page: Page, name: str, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("IRIS_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / f"{name}.png", full_page=True)
-
-
-def loaded_width(page: Page, selector: str) -> int:
-    return page.evaluate("s => { const i = document.querySelector(s); return i && i.complete ? i.naturalWidth : 0; }", selector)
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_from_a_prompt_to_its_inside(visit, size: tuple[int, int], scheme: str, tmp_path: Path) -> None:
+def test_from_a_prompt_to_its_inside(visit, size: tuple[int, int], scheme: str, tmp_path: Path) -> None:  # noqa: F811
     visitor = visit(size, scheme)
     page = visitor.page
     visitor.prompt.fill("red apple")
@@ -165,7 +88,7 @@ def test_stop_frees_the_model_and_the_page_goes_on(visit, server: Server) -> Non
     assert visitor.errors == []
 
 
-def test_an_example_runs_and_its_picture_is_saved_with_its_parameters(visit, tmp_path: Path) -> None:
+def test_an_example_runs_and_its_picture_is_saved_with_its_parameters(visit, tmp_path: Path) -> None:  # noqa: F811
     visitor = visit()
     page = visitor.page
     page.get_by_role("button", name=EXAMPLES[1]).click()
@@ -181,7 +104,7 @@ def test_an_example_runs_and_its_picture_is_saved_with_its_parameters(visit, tmp
     expect(visitor.status).to_contain_text(f"seed {stored['seed']}")
 
 
-def test_an_empty_prompt_is_answered_with_a_sentence(visit) -> None:
+def test_an_empty_prompt_is_answered_with_a_sentence(visit) -> None:  # noqa: F811
     visitor = visit()
     visitor.prompt.press("Enter")
     expect(visitor.page.get_by_text("Write a prompt first")).to_be_visible(timeout=PATIENCE)

@@ -15,16 +15,18 @@ from gradio.data_classes import FileData
 from demo.drawing import Progress, Stream, core_passes, drawing_stream, saved, told_parameters
 from demo.link import COPY_LINK, read_link
 from demo.model import LoadedModel
-from demo.pictures import SMOOTH_FROM
+from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.png import PngError, read_png
 from demo.request import MAX_SEED, STEPS, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
 from demo.settings import MAX_IMAGES, PRIVATE, build_settings, fill, fill_defaults
 from demo.status import count, status_html, status_line
 from demo.visit import Drawn, captions, picked, remember
+from iris.pipeline import IRISPipeline
 from iris.text import PromptError
 
 MAX_EXAMPLES = 6
+QUEUED = {**PRIVATE, "queue": True, "concurrency_limit": None}  # only through the queue a warning reaches the page
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=1, min_width=300):
             picture = gr.Image(
-                label="Picture", show_label=False, format="png", type="pil", interactive=False, buttons=["fullscreen"], elem_id="picture",
+                NOTHING, label="Picture", show_label=False, format="png", type="pil", interactive=False, buttons=["fullscreen"], elem_id="picture",
                 elem_classes=["picture"] + (["pixels"] if model.pipeline.image_size < SMOOTH_FROM else []), alt_text="No picture yet",
             )
         with gr.Column(scale=1, min_width=300):
@@ -89,14 +91,16 @@ def build_tab(model: LoadedModel) -> CreateTab:
 
     gallery.select(_show_again, visit, [picture, status, save, edit, chosen, again], **PRIVATE)
     again.click(lambda drawn: _fill_again(model, drawn), chosen, state, **PRIVATE)
-    drop.upload(lambda path: _restore_png(model, path), drop, [*state, status], **PRIVATE)
+    drop.upload(lambda path: _restore_png(model, path), drop, [*state, status], **QUEUED)
     link.click(fn=None, js=COPY_LINK, inputs=request, outputs=link, **PRIVATE)
     _generate_endpoint(model, stream)
 
-    def opened(page_request: gr.Request) -> tuple:  # gradio gives the request to a plain function alone, not to a partial
-        return _restore_link(model, page_request.query_params)
+    built_for = model.pipeline
 
-    return CreateTab(think_longer, look_inside, edit, request, chosen, lambda event: event(opened, None, state, **PRIVATE))
+    def opened(page_request: gr.Request) -> tuple:  # gradio gives the request to a plain function alone, not to a partial
+        return _restore_link(model, page_request.query_params, built_for)
+
+    return CreateTab(think_longer, look_inside, edit, request, chosen, lambda event: event(opened, None, state, **QUEUED))
 
 
 def _restoring() -> tuple[gr.Button, gr.File]:
@@ -190,14 +194,18 @@ def _filled(model: LoadedModel, told: dict[str, Any]) -> tuple:
     return request.prompt, *fill(model, request)
 
 
-def _restore_link(model: LoadedModel, query: Mapping[str, str]) -> tuple:
-    """What a page opens with: the state in its address, or the model's own values."""
+def _restore_link(model: LoadedModel, query: Mapping[str, str], built_for: IRISPipeline) -> tuple:
+    """What a page opens with: the state in its address, or the model's own values where another one has been loaded since."""
     try:
         request = read_link(query)
     except (RequestError, PromptError) as error:
         gr.Warning(str(error))
         request = None
-    return (gr.skip(), *fill_defaults(model)) if request is None else (request.prompt, *fill(model, request.with_seed()))
+    if request is not None:
+        return request.prompt, *fill(model, request.with_seed())
+    if model.pipeline is built_for:  # the page shows these values already, and somebody may have begun to change them
+        return (gr.skip(),) * 9
+    return gr.skip(), *fill_defaults(model)
 
 
 def _examples(prompts: object) -> gr.Dataset | None:
