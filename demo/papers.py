@@ -13,6 +13,7 @@ NO_CARD = "This model brings no card. Its folder may hold one as `README.md`."
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _PICTURE = re.compile(r"!\[([^\]\n]*)\]\(([^)\s]+)\)")
 _LOCAL_LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\((?!https?://|#)[^)\s]*\)")
+_TABLE = re.compile(r"(?:^\|.*\|[ ]*(?:\n|\Z))+", re.MULTILINE)
 _CHAPTER = re.compile(r"^## (.+)$", re.MULTILINE)
 
 
@@ -47,7 +48,9 @@ def readable(file: Path) -> str:
 
 def _without_network(text: str, folder: Path) -> str:
     """Pictures beside the text go into it; pictures from elsewhere, and links to files that no visitor can open, become words."""
-    return _LOCAL_LINK.sub(r"\1", _PICTURE.sub(lambda match: _inside(match[1], match[2], folder), text))
+    text = _LOCAL_LINK.sub(r"\1", _PICTURE.sub(lambda match: _inside(match[1], match[2], folder), text))
+    # A table wider than the screen scrolls by itself, and what scrolls must be reachable by keyboard.
+    return _TABLE.sub(lambda match: f'<div class="scroll" tabindex="0" role="region" aria-label="Table">\n\n{match[0]}\n</div>\n', text)
 
 
 def _inside(words: str, name: str, folder: Path) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+NOTHING = Image.new("RGBA", (1, 1))  # what an empty frame shows: Gradio's own sign for it confuses screen readers
 SMOOTH_FROM = 200  # px: larger pictures are scaled smoothly, smaller ones in crisp squares
 
 

@@ -49,7 +49,7 @@ def iris_theme() -> gr.themes.Base:
         input_shadow="none", input_shadow_focus="0 0 0 3px *primary_100", input_shadow_focus_dark="0 0 0 3px *primary_900",
         input_radius="12px", button_large_radius="12px", button_medium_radius="12px", button_small_radius="999px",
         button_primary_background_fill="*primary_600", button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover="*primary_700", button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_background_fill_hover="*primary_700", button_primary_background_fill_hover_dark="*primary_700",
         button_primary_text_color="white", button_primary_text_color_dark="white",
         button_secondary_background_fill="white", button_secondary_background_fill_dark="*neutral_800",
         button_secondary_background_fill_hover="*neutral_100", button_secondary_background_fill_hover_dark="*neutral_700",
@@ -228,9 +228,12 @@ CSS = """
 h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
 .choose { align-items: end; }
 .paper { max-width: 62em; overflow-x: auto; }
-.paper table, .paper .prose table { font-size: .875rem; display: block; overflow-x: auto; border: 0 !important; width: auto; }
+.paper table { font-size: .875rem; display: table !important; border: 0 !important; width: auto; overflow: visible !important; }
+.paper .scroll { overflow-x: auto; margin: 8px 0; }
+.paper pre, .paper code { white-space: pre-wrap !important; overflow-wrap: anywhere; }
 .paper th, .paper td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; padding: 5px 14px 5px 0 !important;
   overflow-wrap: normal; word-break: normal; }
+.paper .token { color: inherit !important; background: none !important; }
 .paper tr { border: 0 !important; }
 .paper h1 { font-size: 1.3rem !important; } .paper h2 { font-size: 1.1rem !important; }
 .paper img { border-radius: 8px; background: white; max-width: 100%; height: auto; }

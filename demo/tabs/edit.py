@@ -30,7 +30,7 @@ from demo.editing import (
 )
 from demo.fields import build_numbers
 from demo.model import LoadedModel
-from demo.pictures import SMOOTH_FROM
+from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.request import GenerationRequest
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
 from demo.settings import PRIVATE
@@ -82,7 +82,7 @@ def build_tab(model: LoadedModel) -> EditTab:
             numbers = build_numbers(model, "edit")
         with gr.Column(scale=1, min_width=300):
             result = gr.Image(
-                label="Edited picture", show_label=False, format="png", type="pil", interactive=False, buttons=["fullscreen"],
+                NOTHING, label="Edited picture", show_label=False, format="png", type="pil", interactive=False, buttons=["fullscreen"],
                 elem_id="edited", elem_classes=["picture", *crisp], alt_text="Nothing edited yet",
             )
             status = status_line("Choose a picture, write what it should show and press Apply.")
