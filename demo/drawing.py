@@ -18,7 +18,7 @@ from demo.serving import cache_file, on_gpu
 from iris.flow import timestep_schedule, velocity_to_data
 from iris.nn.generator import relative_change
 from iris.pipeline import IRISPipeline
-from iris.sampling import GuidedVelocity, initial_noise
+from iris.sampling import GuidedVelocity
 
 
 @dataclass(frozen=True)
@@ -64,29 +64,31 @@ def drawing_stream(model: LoadedModel) -> Stream:
 @torch.inference_mode()
 def thinking(pipeline: IRISPipeline, request: GenerationRequest) -> Iterator[Progress]:
     """The picture that `pipeline.stream` draws with Euler's solver, shown after every core iteration as the data its velocity points to."""
-    started, size = time.monotonic(), pipeline.config.autoencoder.latent_size
-    context, away = pipeline.contexts([request.prompt], request.negative_prompt or None)
-    field = GuidedVelocity(pipeline.generator, context, away, request.guidance_scale, request.num_iterations)
-    z = initial_noise([request.seed], (pipeline.config.autoencoder.latent_channels, size, size), pipeline.device)
-    times, spent = timestep_schedule(request.num_steps), []
-    for index in range(request.num_steps):
+    started = time.monotonic()
+    asked = pipeline._request(**request.arguments(), num_images=1, sampler="euler")
+    field = pipeline._velocity(asked, *pipeline.contexts(asked.prompts, asked.negative_prompt))
+    z, times = pipeline._noise(asked.seeds), timestep_schedule(asked.num_steps)
+    spent: list[int] = []
+    for index in range(asked.num_steps):
         t = times[index].expand(1).to(z)
         for used, velocity in enumerate(_velocities(pipeline, field, z, t), start=1):
             data = velocity_to_data(z, velocity, t)
-            yield Progress(index + 1, request.num_steps, pipeline.decode(data)[0], [*spent, used], time.monotonic() - started)
+            yield Progress(index + 1, asked.num_steps, pipeline.decode(data)[0], [*spent, used], time.monotonic() - started)
         spent.append(used)
+        field.spent.append(torch.tensor([used]))
         z = z + (times[index + 1] - times[index]).to(z) * velocity
-    told = {"sampler": "euler", "model": pipeline.config.name, "model_hash": pipeline.metadata.get("hash", ""), "iterations": spent}
-    yield Progress(request.num_steps, request.num_steps, pipeline.decode(z)[0], spent, time.monotonic() - started, {**request.to_dict(), **told})
+    result = pipeline._result(asked, z, field, time.monotonic() - started)
+    yield Progress(asked.num_steps, asked.num_steps, result.images[0], spent, result.seconds, {**result.parameters_of(0), "iterations": spent})
 
 
 def _velocities(pipeline: IRISPipeline, field: GuidedVelocity, z: Tensor, t: Tensor) -> Iterator[Tensor]:
     """The guided velocity after each iteration, until the field's depth is reached or, with "auto", both passes are still."""
     automatic, rows = field.num_iterations == "auto", 2 if field.guided else 1
     embedded = pipeline.generator.embed(z.repeat(rows, 1, 1, 1), t.repeat(rows), field.context)
-    previous = torch.zeros_like(embedded.injected)
-    for state in pipeline.generator.iterate(embedded, field.context, field.max_iterations if automatic else int(field.num_iterations)):
-        velocity = pipeline.generator.readout(state.tokens, embedded)
+    start = field.state if field.carry_state else None
+    previous = torch.zeros_like(embedded.injected) if start is None else start
+    for state in pipeline.generator.iterate(embedded, field.context, field.max_iterations if automatic else int(field.num_iterations), start):
+        velocity, field.state = pipeline.generator.readout(state.tokens, embedded), state.tokens
         yield torch.lerp(*velocity.chunk(2)[::-1], field.guidance_scale) if field.guided else velocity
         still = bool((relative_change(state.tokens, previous) < field.threshold).all())
         if automatic and still and state.iteration >= field.min_iterations:

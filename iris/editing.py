@@ -7,7 +7,8 @@ source's own path. `flow_edit` moves a picture along the difference of two promp
 
     picture = finish(image_to_image(pipe, source, "a blue star", strength=0.6, seed=1)).images[0]
 
-`settings` are the pipeline's own arguments: negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler.
+`settings` are the pipeline's own arguments: negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler,
+carry_state.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from iris.flow import interpolate, timestep_schedule
 from iris.nn.generator import TextContext
 from iris.pipeline import GeneratedImages, IRISPipeline, Preview, to_pil
 from iris.rng import rng_for
-from iris.sampling import SAMPLERS, GuidedVelocity, SampleStep, Velocity, initial_noise
+from iris.sampling import SAMPLERS, GuidedVelocity, SampleStep, Velocity
 
 COUPLING = 2  # purpose of a seed's random stream, beside those of sampling
 MAX_FRAMES = 24
@@ -138,7 +139,7 @@ def interpolation(pipe: IRISPipeline, prompt: str, other_prompt: str | None = No
     nearest = [int(position > 0.5) for position in where]
     with torch.inference_mode():
         context, away = (_between(pair, where) for pair in pipe.contexts(request.prompts, request.negative_prompt))
-        velocity = GuidedVelocity(pipe.generator, context, away, request.guidance_scale, request.num_iterations)
+        velocity = pipe._velocity(request, context, away)
         path = slerp(noise[0], noise[1], where)
     request = replace(request, prompts=[request.prompts[end] for end in nearest], seeds=[request.seeds[end] for end in nearest])
 
@@ -194,16 +195,14 @@ def _between(pair: TextContext, where: Tensor) -> TextContext:
 
 def _open(pipe: IRISPipeline, prompt: str | Sequence[str], settings: dict[str, Any]) -> tuple[Any, GuidedVelocity, Tensor]:
     """The checked request, its velocity field and the seeds' noise: the one place that knows how a pipeline begins."""
-    names = ("negative_prompt", "num_steps", "num_iterations", "guidance_scale", "seed", "num_images", "sampler")
+    names = ("negative_prompt", "num_steps", "num_iterations", "guidance_scale", "seed", "num_images", "sampler", "carry_state")
     unknown = set(settings) - set(names)
     if unknown:
         raise EditError(f"{sorted(unknown)[0]} is no setting of an edit; use {', '.join(names)}.")
-    request = pipe._request(prompt, **{"num_images": 1} | {name: settings.get(name) for name in names if name != "num_images" or name in settings})
-    shape = (pipe.config.autoencoder.latent_channels, *[pipe.config.autoencoder.latent_size] * 2)
+    request = pipe._request(prompt, **{name: settings.get(name) for name in names} | {"num_images": settings.get("num_images", 1)})
     with torch.inference_mode():
-        context, away = pipe.contexts(request.prompts, request.negative_prompt)
-        velocity = GuidedVelocity(pipe.generator, context, away, request.guidance_scale, request.num_iterations)
-        return request, velocity, initial_noise(request.seeds, shape, pipe.device)
+        velocity = pipe._velocity(request, *pipe.contexts(request.prompts, request.negative_prompt))
+        return request, velocity, pipe._noise(request.seeds)
 
 
 def _times(num_steps: int, strength: float) -> Tensor:

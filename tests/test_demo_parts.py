@@ -27,6 +27,7 @@ from demo.request import GenerationRequest, RequestError
 from demo.tabs import train
 from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
 from iris.checkpoint import CheckpointError
+from iris.evaluation.probes import trace
 from iris.pipeline import IRISPipeline, SamplingDefaults
 
 REQUEST = GenerationRequest("a red circle", seed=3, num_steps=3, num_iterations=4, guidance_scale=2.0)
@@ -36,10 +37,13 @@ REQUEST = GenerationRequest("a red circle", seed=3, num_steps=3, num_iterations=
 
 @pytest.mark.parametrize("depth", [1, 4, "auto"])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_watching_every_iteration_draws_the_same_picture(pipeline: IRISPipeline, depth: int | str, guidance: float) -> None:
+@pytest.mark.parametrize("carried", [False, True])
+def test_watching_every_iteration_draws_the_same_picture(pipeline: IRISPipeline, depth: int | str, guidance: float, carried: bool) -> None:
     request = GenerationRequest("a red circle", "blue", 3, 3, depth, guidance)
+    defaults = SamplingDefaults(carry_state=carried, exit_threshold=0.2)
+    pipeline = IRISPipeline(pipeline.config, pipeline.autoencoder, pipeline.generator, pipeline.text_encoder, defaults)
     moments = list(thinking(pipeline, request))
-    plain = pipeline(**request.to_dict())
+    plain = pipeline(**request.arguments())
     np.testing.assert_array_equal(np.asarray(moments[-1].image), np.asarray(plain.images[0]))
     assert moments[-1].iterations == plain.iterations[0] and len(moments) == sum(plain.iterations[0]) + 1
     assert moments[-1].parameters == {**plain.parameters_of(0), "iterations": plain.iterations[0]}
@@ -47,7 +51,7 @@ def test_watching_every_iteration_draws_the_same_picture(pipeline: IRISPipeline,
 
 def test_the_last_iteration_of_a_step_is_what_a_stream_shows(pipeline: IRISPipeline) -> None:
     moments = [moment for moment in thinking(pipeline, REQUEST) if not moment.finished and moment.iterations[-1] == 4]
-    previews = list(pipeline.stream(**REQUEST.to_dict()))
+    previews = list(pipeline.stream(**REQUEST.arguments()))
     for moment, preview in zip(moments[:-1], previews[:-1], strict=True):
         np.testing.assert_array_equal(np.asarray(moment.image), np.asarray(preview.images[0]))
 
@@ -56,6 +60,13 @@ def test_another_solver_shows_its_steps(pipeline: IRISPipeline) -> None:
     other = IRISPipeline(pipeline.config, pipeline.autoencoder, pipeline.generator, pipeline.text_encoder, SamplingDefaults(sampler="heun"))
     moments = list(drawing_stream(LoadedModel(other))(REQUEST, True))
     assert [moment.step for moment in moments] == [1, 2, 3] and moments[-1].finished
+
+
+@pytest.mark.parametrize("negative", ["", "blue"])
+def test_looking_inside_draws_what_create_draws(pipeline: IRISPipeline, negative: str) -> None:
+    request = GenerationRequest("a red circle", negative, 3, 3, 4, 2.0)
+    created = list(drawing_stream(LoadedModel(pipeline))(request, False))[-1]
+    np.testing.assert_array_equal(trace(pipeline, **request.arguments()).image, np.asarray(created.image))
 
 
 # --- efforts, links, the visit -------------------------------------------------------------------------------------
