@@ -106,7 +106,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
 def _restoring() -> tuple[gr.Button, gr.File]:
     with gr.Accordion("Share and restore", open=False, elem_classes="quiet"):
         link = gr.Button("Copy a link to these settings", size="md", elem_id="link")
-        drop = gr.File(file_types=[".png"], label="A PNG saved here brings its prompt, seed and settings back", height=110, elem_id="drop")
+        drop = gr.File(file_types=[".png"], label="Restore from a saved PNG", height=150, elem_id="drop")
     return link, drop
 
 
