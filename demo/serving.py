@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from gradio.processing_utils import save_bytes_to_cache
+from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
 from demo.status import status_html
@@ -79,8 +81,14 @@ def _switch(on: bool) -> str:
 
 
 def cache_file(data: bytes, name: str) -> str:
-    """Put bytes where Gradio serves them from, and deletes them later; returns the path for an output component."""
-    return save_bytes_to_cache(data, name, get_upload_folder())
+    """Put bytes where Gradio serves them from, and deletes them later; returns the path for an output component.
+
+    A file that lies there already is not written again: somebody may be reading it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / name
+        draft.write_bytes(data)
+        return save_file_to_cache(draft, get_upload_folder())
 
 
 def _sentence(error: Exception) -> str:

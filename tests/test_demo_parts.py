@@ -24,6 +24,7 @@ from demo.effort import DISTILLED, SOLVED, Effort, effort_named, efforts
 from demo.link import read_link
 from demo.model import LoadedModel, ModelError
 from demo.request import GenerationRequest, RequestError
+from demo.serving import cache_file
 from demo.tabs import train
 from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
 from iris.checkpoint import CheckpointError
@@ -177,6 +178,15 @@ def test_an_endpoint_reads_no_file_but_an_upload(tmp_path: Path, monkeypatch: py
     for file in ({"path": str(outside)}, {"path": f"{inside.parent}/../b.png"}, {"path": "/etc/passwd"}, {"path": None}, {}, None, 5, {"path": "a\0b"}):
         with pytest.raises(RequestError, match="upload it"):
             uploaded(file)
+
+
+def test_a_file_that_is_being_read_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path = Path(cache_file(b"picture", "one.png"))
+    inode = path.stat().st_ino
+    path.chmod(0o400)
+    assert cache_file(b"picture", "one.png") == str(path) and path.stat().st_ino == inode and path.read_bytes() == b"picture"
+    assert Path(cache_file(b"another", "one.png")).read_bytes() == b"another" and path.read_bytes() == b"picture"
 
 
 # --- training ------------------------------------------------------------------------------------------------------
