@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image
 
 from demo.chart import Line, Scale, line_chart
-from demo.filmstrip import SETTLED
 from demo.model import LoadedModel
 from demo.pictures import Shown, crisp, data_uri, row_html, sheet
 from demo.request import GenerationRequest
 from demo.serving import on_gpu
 from iris.evaluation.probes import Trace, trace
+from iris.pipeline import GeneratedImages
 
+MAX_REFINED = 8  # pictures shown
 DEPTHS: tuple[int | str, ...] = (1, 2, 4, 8, 16, "auto")
 VIOLET, GROUND = np.array((99, 73, 196)), np.array((243, 239, 234))
 _MOVE = ("const f=this.closest('.scrub');f.style.setProperty('--{0}',this.value-1);"
@@ -43,10 +44,20 @@ class AtDepth:
 
 @dataclass(frozen=True)
 class Thought:
-    """A drawing at a fixed depth with all its turns, and where automatic depth stopped in each step."""
+    """A drawing at a fixed depth with all its turns, and where automatic depth stopped in each step, below `threshold`."""
 
     trace: Trace
     stops: list[int]
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A finished picture and what thinking on made of it, the newest last; `result` is what the next turn starts from."""
+
+    request: GenerationRequest
+    pictures: tuple[Shown, ...]
+    result: GeneratedImages
 
 
 Comparing = Callable[[GenerationRequest, Sequence["int | str"]], Iterator[AtDepth]]
@@ -72,9 +83,35 @@ def thinking_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterato
     @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
     def stream(request: GenerationRequest) -> Iterator[Thought]:
         automatic = model.pipeline(**replace(request, num_iterations="auto").arguments())
-        yield Thought(trace(model.pipeline, **request.arguments()), automatic.iterations[0])
+        yield Thought(trace(model.pipeline, **request.arguments()), automatic.iterations[0],
+                      model.pipeline.defaults.exit_threshold)
 
     return stream
+
+
+def refining_stream(model: LoadedModel) -> Callable[[GenerationRequest, Refined | None], Iterator[Refined]]:
+    """(request, what was refined so far or None) -> first the finished picture where there is none yet, then one that was thought on about.
+
+    Nothing is drawn again from noise: the last step is taken once more, from the core's state at the end (`IRISPipeline.refine`).
+    """
+
+    @on_gpu(lambda request, before: min(120, 10 + request.max_core_passes // 20))
+    def stream(request: GenerationRequest, before: Refined | None) -> Iterator[Refined]:
+        if before is None or before.request != request:
+            for preview in model.pipeline.stream(**request.arguments()):
+                result = preview.result
+            before = Refined(request, (Shown(result.images[0], "finished", _cost(request, result)),), result)
+            yield before
+        result = model.pipeline.refine(before.result, num_iterations=request.num_iterations)
+        times = len(result.parameters["refined"])
+        shown = Shown(result.images[0], f"refined {times} ×", _cost(request, result))
+        yield Refined(request, (*before.pictures, shown)[-MAX_REFINED:], result)
+
+    return stream
+
+
+def _cost(request: GenerationRequest, result: GeneratedImages) -> str:
+    return f"{sum(result.iterations[0]) * request.guidance_factor} core passes · {result.seconds:.1f} s"
 
 
 def depths_html(done: Sequence[AtDepth], depths: Sequence[int | str], factor: int, size: int) -> str:
@@ -117,9 +154,9 @@ def convergence_svg(thought: Thought) -> str:
         x, low, high = scale.x(1), scale.y(scale.low), scale.y(scale.high)
         return f'<line class="cursor" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" style="--w:{width:.2f}px"/>'
 
-    chart = line_chart(lines, f"Change of the state by iteration; automatic depth stopped at {stopped}", "iteration", "change of the state", SETTLED, cursor)
+    chart = line_chart(lines, f"Change of the state by iteration; automatic depth stopped at {stopped}", "iteration", "change of the state", thought.threshold, cursor)
     return (f'<figure class="curve">{chart}<figcaption>How far each turn still moves the state<small>one line a step, the chosen one strong; '
-            f"dots: where automatic stops, below {SETTLED:g} (iterations {stopped})</small></figcaption></figure>")
+            f"dots: where automatic stops, below {thought.threshold:g} (iterations {stopped})</small></figcaption></figure>")
 
 
 def heat_frame(picture: np.ndarray, change: np.ndarray) -> np.ndarray:

@@ -14,11 +14,21 @@ from gradio.data_classes import FileData
 
 from demo.drawing import saved
 from demo.model import LoadedModel
+from demo.pictures import row_html
 from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
-from demo.settings import PRIVATE, starting_values
+from demo.settings import starting_values
 from demo.status import count, status_html, status_line
-from demo.thinking import DEPTHS, Comparing, comparing_stream, depths_html, scrub_html, thinking_stream
+from demo.thinking import (
+    DEPTHS,
+    Comparing,
+    Refined,
+    comparing_stream,
+    depths_html,
+    refining_stream,
+    scrub_html,
+    thinking_stream,
+)
 
 MAX_STEPS = 16
 MAX_DEPTHS = 8
@@ -57,18 +67,19 @@ def build_tab(model: LoadedModel) -> DepthTab:
     status = status_line()
     compared = gr.HTML("", elem_id="depths", elem_classes="plain")
     opened = gr.HTML("", elem_id="turns", elem_classes="plain")
-    refine = gr.Button("Keep refining: twice the iterations", size="md", visible=False, elem_id="refine")
+    refine = gr.Button("Keep refining", size="md", visible=False, elem_id="refine")
+    refined = gr.HTML("", elem_id="refined", elem_classes="plain")
+    kept = gr.State(None)
 
     request = [prompt, negative, seed, steps, turns, guidance]
     compare, open_turns = comparing_stream(model), thinking_stream(model)
     watch = _depth_event(model, compare, open_turns)
 
     def run_after(start: Callable[..., Any]) -> None:
-        runs_until_stopped(start, stop, status, watch, request, [compared, opened, status, refine])
+        runs_until_stopped(start, stop, status, watch, request, [compared, opened, status, refine, refined, kept])
 
     run_after(partial(gr.on, [prompt.submit, go.click]))
-    doubled = refine.click(lambda turns: min(2 * int(turns), ITERATIONS[1]), turns, turns, **PRIVATE)
-    runs_until_stopped(doubled.then, stop, status, _refine_event(open_turns), request, [opened, status, refine])
+    runs_until_stopped(refine.click, stop, status, _refine_event(model), [*request, kept], [refined, status, kept])
     _compare_endpoint(model, compare)
     return DepthTab(request, run_after)
 
@@ -96,33 +107,34 @@ def _depth_event(model: LoadedModel, compare: Comparing, open_turns: Callable) -
     ) -> Iterator[tuple]:
         request, size = _parse(prompt, negative_prompt, seed, num_steps, turns, guidance_scale), model.pipeline.image_size
         facts, nothing, done = [f"seed {request.seed}", count(request.num_steps, "step")], gr.skip(), []
-        yield depths_html(done, DEPTHS, request.guidance_factor, size), "", status_html("Drawing the first depth", facts, 0.0), gr.update(visible=False)
+        empty = depths_html(done, DEPTHS, request.guidance_factor, size)
+        yield empty, "", status_html("Drawing the first depth", facts, 0.0), gr.update(visible=False), "", None
         for at in compare(request, DEPTHS):
             done.append(at)
             told = status_html(f"Depth {len(done)} of {len(DEPTHS)}", facts, len(done) / (len(DEPTHS) + 1))
-            yield depths_html(done, DEPTHS, request.guidance_factor, size), nothing, told, nothing
-        for opened, told, refine in _open(request, open_turns):
-            yield nothing, opened, told, refine
+            yield depths_html(done, DEPTHS, request.guidance_factor, size), nothing, told, *[nothing] * 3
+        for thought in open_turns(request):
+            facts = [f"{request.num_steps} × {request.num_iterations}", f"seed {request.seed}", "automatic stopped at " + ", ".join(map(str, thought.stops))]
+            yield nothing, scrub_html(thought), status_html("Move the sliders to go back in time", facts), gr.update(visible=True), nothing, nothing
 
     return watch
 
 
-def _refine_event(open_turns: Callable) -> Callable[..., Iterator[tuple]]:
+def _refine_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
+    """The page's own event: settings and what was refined so far -> pictures, status, what is refined now."""
+    stream = refining_stream(model)
+
     @sentences
     def refine(
-        prompt: str, negative_prompt: str, seed: float, num_steps: float, turns: float, guidance_scale: float,
+        prompt: str, negative_prompt: str, seed: float, num_steps: float, turns: float, guidance_scale: float, kept: Refined | None,
     ) -> Iterator[tuple]:
         request = _parse(prompt, negative_prompt, seed, num_steps, turns, guidance_scale)
-        yield gr.skip(), status_html(f"Thinking on, to {request.num_iterations} iterations", [f"seed {request.seed}"], 0.5), gr.skip()
-        yield from _open(request, open_turns)
+        yield gr.skip(), status_html("Thinking on", [f"seed {request.seed}"], 0.5), gr.skip()
+        for further in stream(request, kept):
+            pictures = f"<h3>Thought on from the finished picture</h3>{row_html(further.pictures, model.pipeline.image_size)}"
+            yield pictures, status_html("The last step once more, from the state it ended with", [f"seed {request.seed}"]), further
 
     return refine
-
-
-def _open(request: GenerationRequest, open_turns: Callable) -> Iterator[tuple]:
-    for thought in open_turns(request):
-        facts = [f"{request.num_steps} × {request.num_iterations}", f"seed {request.seed}", "automatic stopped at " + ", ".join(map(str, thought.stops))]
-        yield scrub_html(thought), status_html("Move the sliders to go back in time", facts), gr.update(visible=int(request.num_iterations) < ITERATIONS[1])
 
 
 def _compare_endpoint(model: LoadedModel, compare: Comparing) -> None:
