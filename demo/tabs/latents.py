@@ -50,7 +50,7 @@ def build_tab(model: LoadedModel) -> LatentsTab:
         with gr.Column(scale=1, min_width=300):
             status = status_line("Drop a picture, or take the one from Create.")
             with gr.Row(elem_classes="actions"):
-                take = gr.Button("Take the picture from Create", size="md", min_width=140, elem_id="latents-take")
+                take = gr.Button("Take it from Create", size="md", min_width=140, elem_id="latents-take")
                 stop = gr.Button("Stop", size="md", scale=0, min_width=80, interactive=False)
             slider = gr.ImageSlider(
                 label="Before and after", show_label=False, type="pil", format="png", interactive=False, visible=False, buttons=[],
