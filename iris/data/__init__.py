@@ -14,6 +14,7 @@ from iris.data.scenes import (
     sample_scene,
 )
 from iris.data.sources import HUB_ENTRIES, ImageFolder, Mixture, load_dataset_by_name, open_image
+from iris.data.uploads import Unpacked, unpack_zip
 
 __all__ = [
     "DataError",
@@ -27,6 +28,7 @@ __all__ = [
     "SceneReport",
     "SceneSpec",
     "Scenes",
+    "Unpacked",
     "cache_dir",
     "caption_scene",
     "check_scene",
@@ -36,4 +38,5 @@ __all__ = [
     "parse_caption",
     "render_scene",
     "sample_scene",
+    "unpack_zip",
 ]
