@@ -17,8 +17,7 @@ import os
 import re
 import shutil
 import uuid
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ MANIFEST_FILE = "manifest.json"
 _MAX_JSON_BYTES = 64 * 2**20
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SHARD_NAME = re.compile(r"([a-z][a-z0-9_]*)-(\d{5})-of-(\d{5})\.safetensors")
-_STEP_NAME = re.compile(r"step-(\d{8,})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Files that may lie beside a checkpoint without being part of it; they are never opened.
 _COMPANIONS = (".md", ".txt", ".png", ".jpg", ".jpeg", ".webp")
@@ -208,12 +206,12 @@ def _put_in_place(draft: Path, folder: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Clean up behind killed writers of `folder`, and settle a save that was killed between its two renames."""
-    _remove_drafts(folder.parent, folder.name)
+    remove_drafts(folder.parent, folder.name)
     if _backup(folder).exists() and not folder.exists():
         os.rename(_backup(folder), folder)
 
 
-def _remove_drafts(parent: Path, name: str) -> None:
+def remove_drafts(parent: Path, name: str) -> None:
     """Delete drafts of the checkpoints `name` (a glob pattern) whose writers no longer live."""
     for draft in parent.glob(f".{name}.writing-*"):
         writer = draft.name.rsplit("-", 2)[1]
@@ -402,48 +400,3 @@ def resolve_folder(name_or_path: str | Path) -> Path:
         raise CheckpointError(
             f"{text} is neither a folder here nor available from the hub ({reason[0] if reason else type(error).__name__})."
         ) from error
-
-
-def step_folder(folder: Path | str, step: int) -> Path:
-    """The sub-folder of a training checkpoint: folder/step-00001234."""
-    return Path(folder) / f"step-{step:08d}"
-
-
-def _step_folders(folder: Path) -> Iterator[Path]:
-    """Training checkpoints under `folder`, newest first."""
-    found = [entry for entry in folder.iterdir() if entry.is_dir() and _STEP_NAME.fullmatch(entry.name)] if folder.is_dir() else []
-    yield from sorted(found, key=lambda entry: int(entry.name.removeprefix("step-")), reverse=True)
-
-
-def latest_checkpoint(folder: Path | str) -> Checkpoint | None:
-    """The newest checkpoint folder/step-XXXXXXXX that verifies, or None when there is none at all.
-
-    A damaged one is reported by a warning and the one before it is used; when none verifies, CheckpointError is raised
-    rather than a training silently begun again.
-    """
-    first_error: CheckpointError | None = None
-    for candidate in _step_folders(Path(folder)):
-        try:
-            return read_checkpoint(candidate)
-        except CheckpointError as error:
-            warnings.warn(f"The checkpoint {candidate.name} is not used: {error} The one before it is tried.", stacklevel=2)
-            first_error = first_error or error
-    if first_error is not None:
-        raise CheckpointError(f"no checkpoint under {folder} can be used; move it away to start again. {first_error}") from first_error
-    return None
-
-
-def prune_checkpoints(folder: Path | str, keep: int = 2) -> list[Path]:
-    """Delete all but the `keep` newest checkpoints folder/step-XXXXXXXX, and what killed saves left; returns the deleted."""
-    if keep < 1:
-        raise CheckpointError(f"keep is {keep}; use 1 or more.")
-    _remove_drafts(Path(folder), "step-*")
-    for doomed in Path(folder).glob(".step-*.deleted"):
-        shutil.rmtree(doomed, ignore_errors=True)
-    surplus = list(_step_folders(Path(folder)))[keep:]
-    for path in surplus:
-        doomed = path.parent / f".{path.name}.deleted"
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(path, doomed)  # a half-deleted folder must never look like a checkpoint
-        shutil.rmtree(doomed, ignore_errors=True)
-    return surplus
