@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -356,6 +356,35 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Strict: the names must be those of `module.state_dict()` and every shape must agree. Everything is checked before
     anything is copied, so after a CheckpointError the module is as it was.
     """
+    check_fit(module, tensors)
+    target = module.state_dict()
+    for name in target:
+        if target[name].is_meta:
+            raise CheckpointError(f"{type(module).__name__}: {name} has no memory (meta device); create the module on a real device first.")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            target[name].copy_(tensor)
+
+
+def build_module(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """`build()` with the weights `tensors`, for a configuration of unknown origin.
+
+    It is built without memory first and compared: a few numbers in a config.json could ask for terabytes, and the tensors
+    that lie beside it cannot. Raises CheckpointError as `load_module` does.
+    """
+    with torch.device("meta"):
+        try:
+            draft = build()
+        except (RuntimeError, OverflowError) as error:  # more elements than a tensor can count
+            raise CheckpointError("the checkpoint's configuration describes a network that cannot exist.") from error
+    check_fit(draft, tensors)
+    module = build()
+    load_module(module, tensors)
+    return module
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless names, shapes and kinds of `tensors` are those of `module`, which needs no memory for that."""
     target = module.state_dict()
     where = type(module).__name__
     for word, names in (("lacks", set(target) - set(tensors)), ("has an unknown", set(tensors) - set(target))):
@@ -368,11 +397,6 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)} in the checkpoint; expected {list(own.shape)}.")
         if own.dtype != tensor.dtype and not (own.is_floating_point() and tensor.is_floating_point()):
             raise CheckpointError(f"{where}: {name} is {tensor.dtype} in the checkpoint; expected {own.dtype}.")
-        if own.is_meta:
-            raise CheckpointError(f"{where}: {name} has no memory (meta device); create the module on a real device first.")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            target[name].copy_(tensor)
 
 
 # --- where checkpoints are -----------------------------------------------------------------------------------------
