@@ -1,0 +1,129 @@
+"""What one visitor may ask of a server that all share: so many requests a minute, so large a body, so long a drawing.
+
+The first two are middleware around the whole app, so that no event can be forgotten:
+
+    page.launch(..., app_kwargs={"middleware": visitor_limits(proxies=1)})
+
+and the last wraps an event's generator: `yield from within(120, moments)`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+REQUESTS, SECONDS = 30, 60.0  # a visitor may begin so many in so long
+MAX_JSON_BYTES = 2**20
+MAX_UPLOAD_BYTES = 12 * 2**20  # gradio's own limit is on the file inside; this one is on the form around it
+MAX_VISITORS = 10_000  # remembered at once
+_WORK = ("/queue/join", "/call/", "/run/", "/api/", "/upload")  # gradio's paths that make the server work
+Item = TypeVar("Item")
+
+
+class LimitError(ValueError):
+    """A request that takes more than its share; the message says what is allowed."""
+
+
+class RateLimit:
+    """At most `requests` in any `seconds` for each name; memory for `MAX_VISITORS` names."""
+
+    def __init__(self, requests: int = REQUESTS, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self.requests, self.seconds, self._clock = requests, seconds, clock
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()  # the name that was served longest ago comes first
+
+    def wait(self, name: str) -> float:
+        """0.0, and the request is counted; or the seconds until the next one of `name` will be served."""
+        now = self._clock()
+        times = self._times.setdefault(name, deque())
+        while times and now - times[0] >= self.seconds:
+            times.popleft()
+        if len(times) >= self.requests:
+            return self.seconds - (now - times[0])
+        times.append(now)
+        self._times.move_to_end(name)
+        if len(self._times) > MAX_VISITORS:
+            self._times.popitem(last=False)
+        return 0.0
+
+
+class VisitorLimits:
+    """ASGI middleware: 429 above the rate, 413 for a body that is too large, 411 for one that does not say how large it is.
+
+    proxies: how many trusted proxies stand before the server (a Space has one). With none the X-Forwarded-For header is a
+    visitor's own word and is not read.
+    """
+
+    def __init__(self, app: ASGIApp, rate: RateLimit, proxies: int = 0) -> None:
+        self.app, self.rate, self.proxies = app, rate, proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        refusal = self._refusal(scope)
+        if refusal is None:
+            return await self.app(scope, receive, send)
+        status, sentence, extra = refusal
+        body = json.dumps({"detail": sentence, "error": sentence}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close"), *extra]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _refusal(self, scope: Scope) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
+        """(status, sentence, headers) for a request that is not let through."""
+        headers, path = dict(scope["headers"]), scope["path"]
+        told = headers.get(b"content-length", b"")
+        limit = MAX_UPLOAD_BYTES if path.endswith("/upload") else MAX_JSON_BYTES
+        if not told.isdigit():
+            return 411, "Say how large the request is (Content-Length).", []
+        if int(told[:20]) > limit:
+            return 413, f"The request is too large; use at most {limit // 2**20} MiB.", []
+        if any(work in path for work in _WORK):
+            seconds = math.ceil(self.rate.wait(visitor(scope, self.proxies)))
+            if seconds:
+                sentence = f"More than {self.rate.requests} requests in {self.rate.seconds:g} seconds are not served; try again in {seconds} s."
+                return 429, sentence, [(b"retry-after", str(seconds).encode())]
+        return None
+
+
+def visitor_limits(requests: int = REQUESTS, seconds: float = SECONDS, proxies: int = 0) -> list[Middleware]:
+    """The middleware for `launch(app_kwargs={"middleware": ...})`."""
+    return [Middleware(VisitorLimits, rate=RateLimit(requests, seconds), proxies=proxies)]
+
+
+def visitor(scope: Scope, proxies: int = 0) -> str:
+    """Who asks: the address that the outermost trusted proxy saw, or the connection's own; of IPv6 the /64, which is one home."""
+    address = (scope.get("client") or ("unknown", 0))[0]
+    if proxies > 0:
+        forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
+        hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
+        address = hops[-min(proxies, len(hops))] if hops else address
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == 6 else str(known)
+
+
+def within(seconds: float, moments: Iterator[Item], clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:
+    """`moments` as they come; LimitError instead of the first one that is begun after `seconds`. `moments` is closed in any case."""
+    begun, stream = clock(), iter(moments)
+    try:
+        while True:
+            if clock() - begun > seconds:
+                raise LimitError(f"The drawing took longer than {seconds:g} seconds and was stopped; use fewer steps or iterations.")
+            try:
+                yield next(stream)
+            except StopIteration:
+                return
+    finally:
+        close: Any = getattr(stream, "close", None)
+        if close is not None:
+            close()
