@@ -1,10 +1,9 @@
-"""What one visitor may ask of a server that all share: so many requests a minute, so large a body, so long a drawing.
+"""What one visitor may ask of a server that all share: so many requests a minute, so large a body, so long a drawing, no fetching.
 
-The first two are middleware around the whole app, so that no event can be forgotten:
+Middleware around the whole app, so that no event can be forgotten, and for drawings a wrapper of the event's generator:
 
     page.launch(..., app_kwargs={"middleware": visitor_limits(proxies=1)})
-
-and the last wraps an event's generator: `yield from within(120, moments)`.
+    yield from within(120, moments)
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUESTS, SECONDS = 30, 60.0  # a visitor may begin so many in so long
 MAX_JSON_BYTES = 2**20
@@ -54,8 +53,17 @@ class RateLimit:
         return 0.0
 
 
+class Refusal(Exception):
+    """A request that is not let through: its status, a sentence, and headers of the answer."""
+
+    def __init__(self, status: int, sentence: str, **headers: str) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, headers
+
+
 class VisitorLimits:
-    """ASGI middleware: 429 above the rate, 413 for a body that is too large, 411 for one that does not say how large it is.
+    """ASGI middleware: 429 above the rate, 413 for a body that is too large, 411 for one that does not say how large it is, 400 for
+    a file given by its address (gradio would fetch it, whatever its size) and for an upload that cannot be read.
 
     proxies: how many trusted proxies stand before the server (a Space has one). With none the X-Forwarded-For header is a
     visitor's own word and is not read.
@@ -67,30 +75,67 @@ class VisitorLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        refusal = self._refusal(scope)
-        if refusal is None:
-            return await self.app(scope, receive, send)
-        status, sentence, extra = refusal
-        body = json.dumps({"detail": sentence, "error": sentence}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close"), *extra]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        upload = scope["path"].endswith("/upload")
+        try:
+            self.check(scope)
+            await self.app(scope, receive if upload else await _read_json(receive), send)
+        except Refusal as refusal:
+            await _answer(send, refusal)
+        except TypeError:
+            if not upload:
+                raise
+            await _answer(send, Refusal(400, "The upload holds no file."))  # gradio trips over a form field in its place
 
-    def _refusal(self, scope: Scope) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
-        """(status, sentence, headers) for a request that is not let through."""
-        headers, path = dict(scope["headers"]), scope["path"]
-        told = headers.get(b"content-length", b"")
+    def check(self, scope: Scope) -> None:
+        """Raise Refusal for a request that is too large or too soon; the others are counted."""
+        path, told = scope["path"], dict(scope["headers"]).get(b"content-length", b"")
         limit = MAX_UPLOAD_BYTES if path.endswith("/upload") else MAX_JSON_BYTES
         if not told.isdigit():
-            return 411, "Say how large the request is (Content-Length).", []
+            raise Refusal(411, "Say how large the request is (Content-Length).")
         if int(told[:20]) > limit:
-            return 413, f"The request is too large; use at most {limit // 2**20} MiB.", []
+            raise Refusal(413, f"The request is too large; use at most {limit // 2**20} MiB.")
         if any(work in path for work in _WORK):
             seconds = math.ceil(self.rate.wait(visitor(scope, self.proxies)))
             if seconds:
-                sentence = f"More than {self.rate.requests} requests in {self.rate.seconds:g} seconds are not served; try again in {seconds} s."
-                return 429, sentence, [(b"retry-after", str(seconds).encode())]
-        return None
+                rate = f"{self.rate.requests} requests in {self.rate.seconds:g} seconds"
+                raise Refusal(429, f"More than {rate} are not served; try again in {seconds} s.", **{"retry-after": str(seconds)})
+
+
+async def _read_json(receive: Receive) -> Receive:
+    """The same request to be received again, after a look at its body; Refusal when that names a file by its address."""
+    messages, body, more = [], b"", True
+    while more:
+        messages.append(message := await receive())
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    try:
+        fetches = _names_address(json.loads(body))
+    except RecursionError:
+        raise Refusal(400, "The request is nested too deeply.") from None
+    except ValueError:
+        fetches = False  # no JSON: the app says so itself
+    if fetches:
+        raise Refusal(400, "A file cannot be given by its address; upload it first.")
+
+    async def again() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return again
+
+
+def _names_address(value: Any) -> bool:
+    """Whether somewhere in a JSON value a file's path is an address."""
+    if isinstance(value, dict):
+        path = value.get("path")
+        return (isinstance(path, str) and path.lower().startswith(("http:", "https:"))) or any(map(_names_address, value.values()))
+    return isinstance(value, list) and any(map(_names_address, value))
+
+
+async def _answer(send: Send, refusal: Refusal) -> None:
+    body = json.dumps({"detail": str(refusal), "error": str(refusal)}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **refusal.headers}
+    await send({"type": "http.response.start", "status": refusal.status, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+    await send({"type": "http.response.body", "body": body})
 
 
 def visitor_limits(requests: int = REQUESTS, seconds: float = SECONDS, proxies: int = 0) -> list[Middleware]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from demo import limits
 from demo.app import create_demo, launch_options
-from demo.limits import LimitError, RateLimit, VisitorLimits, visitor, visitor_limits, within
+from demo.limits import LimitError, RateLimit, Refusal, VisitorLimits, visitor, visitor_limits, within
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 2), st.floats(0, 7)), max_size=40))
@@ -89,13 +89,22 @@ def test_a_server_with_limits_refuses_with_a_sentence_and_serves_the_others(tmp_
         assert "event: complete" in httpx.get(f"{url}/{reply.json()['event_id']}", timeout=60).text
         assert httpx.post(url, content=b'{"data": ["' + b"x" * 2**20 + b'"]}', headers=other).status_code == 413
         assert httpx.post(url, content=iter([b"{}"]), headers=other).status_code == 411
+        address = {"data": [{"deep": [{"path": "https://example.com/x.png", "meta": {"_type": "gradio.FileData"}}]}, "", 1, 1, 1, 1.0]}
+        fetch = httpx.post(url, json=address, headers={"x-forwarded-for": "3.3.3.3"})
+        assert fetch.status_code == 400 and "upload it first" in fetch.json()["detail"]
+        assert httpx.post(url, content=b"[" * 100_000, headers={"x-forwarded-for": "4.4.4.4"}).status_code in (400, 422)
+        assert httpx.post(f"{page.local_url}gradio_api/upload", files={"files": ("", b"x")}).json()["detail"] == "The upload holds no file."
+        kept = httpx.post(f"{page.local_url}gradio_api/upload", files={"files": ("a.png", b"x")})
+        assert kept.status_code == 200 and kept.json()[0].endswith("a.png")
         assert httpx.get(page.local_url, headers=mine).status_code == 200
     finally:
         page.close()
 
 
-def test_only_posts_are_counted() -> None:
-    limits_of = VisitorLimits(None, RateLimit(1, 60.0))
+def test_a_stop_is_never_counted() -> None:
+    watch = VisitorLimits(None, RateLimit(1, 60.0))
     asked = {**scope("1.1.1.1"), "path": "/gradio_api/queue/join", "headers": [(b"content-length", b"5")]}
-    assert limits_of._refusal(asked) is None and limits_of._refusal(asked)[0] == 429
-    assert limits_of._refusal({**asked, "path": "/gradio_api/cancel"}) is None, "a visitor may always stop"
+    watch.check(asked)
+    with pytest.raises(Refusal, match="More than 1 requests in 60 seconds"):
+        watch.check(asked)
+    watch.check({**asked, "path": "/gradio_api/cancel"})
