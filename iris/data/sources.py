@@ -250,7 +250,7 @@ def _shard_records(shard: Path) -> Iterator[Record]:
     """Consecutive members with one base name form a record."""
     base, fields = "", {}
     try:
-        with tarfile.open(shard, "r|*") as archive:
+        with tarfile.open(shard, "r:*") as archive:
             for member in archive:
                 if not member.isreg():
                     continue
@@ -263,10 +263,20 @@ def _shard_records(shard: Path) -> Iterator[Record]:
                 base = name
                 file = archive.extractfile(member) if member.size <= MAX_BYTES else None
                 fields[suffix.lower()] = file.read() if file else b""
+            if _is_torn(shard, archive.offset):
+                raise EOFError
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"the shard {shard.name} is no whole tar file ({type(error).__name__}); fetch it again.") from None
     if fields:
         yield _shard_record(shard, base, fields)
+
+
+def _is_torn(shard: Path, end: int) -> bool:
+    """Whether a plain tar breaks off before or inside the header at `end`, where tarfile stops as if it were whole. (A torn gzip it notices.)"""
+    with open(shard, "rb") as file:
+        plain = not file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+        file.seek(end)
+        return plain and (shard.stat().st_size < end or file.read(512) not in (b"", bytes(512)))
 
 
 def _shard_record(shard: Path, base: str, fields: dict[str, bytes]) -> Record:
