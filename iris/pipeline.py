@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 from iris.checkpoint import CheckpointError, load_module, read_checkpoint, resolve_folder, write_checkpoint
 from iris.config import IRISConfig
-from iris.flow import timestep_schedule
+from iris.flow import interpolate, timestep_schedule
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator, TextContext
-from iris.sampling import SAMPLERS, GuidedVelocity, SamplingError, initial_noise, last_step
+from iris.sampling import SAMPLERS, GuidedVelocity, SamplingError, calls_of, initial_noise, last_step
 from iris.text import PromptError, TextEncoder, clean_prompt, load_text_encoder
 
 MAX_SEED = 2**31 - 1
-LIMITS = {"num_steps": (1, 100), "num_iterations": (1, 64), "guidance_scale": (0.0, 20.0), "num_images": (1, 16)}
+LIMITS = {"num_steps": (1, 100), "num_iterations": (1, 64), "guidance_scale": (0.0, 20.0), "num_images": (1, 16),
+          "max_core_passes": (1, 12_800), "strength": (0.0, 1.0)}
 MAX_PICTURES = 64  # prompts times images in one call
 
 
@@ -37,16 +38,19 @@ class SamplingDefaults:
     """What a call without arguments uses; stored with the weights."""
 
     num_steps: int = 16
-    num_iterations: int = 8
+    num_iterations: int | str = 8
     guidance_scale: float = 3.0
     sampler: str = "euler"
+    exit_threshold: float = 0.03  # of "auto", calibrated on held-out pictures (`evaluation.depth`)
+    carry_state: bool = False
 
 
 @dataclass(frozen=True)
 class GeneratedImages:
     """Pictures and all it takes to make them again.
 
-    `iterations[i]` lists the core iterations of picture i at every call of the network: one a step, two with Heun.
+    `iterations[i]` lists the core iterations of picture i at every call of the network: one a step, two with Heun. `latents` and
+    `state`, the core's last one, are where `IRISPipeline.refine` goes on.
     """
 
     images: list[Image.Image]
@@ -56,6 +60,7 @@ class GeneratedImages:
     seconds: float
     parameters: dict[str, Any]
     latents: Tensor = field(repr=False)
+    state: Tensor | None = field(repr=False, default=None)
 
     def parameters_of(self, index: int) -> dict[str, Any]:
         """Prompt, seed and settings of one picture, as they are written into a PNG."""
@@ -85,6 +90,8 @@ class _Request:
     num_iterations: int | str
     guidance_scale: float
     sampler: str
+    carry_state: bool = False
+    max_core_passes: int | None = None
 
 
 def _number(name: str, value: object, kind: type) -> Any:
@@ -148,13 +155,15 @@ class IRISPipeline:
 
     def __call__(self, prompt: str | Sequence[str], negative_prompt: str | None = None, num_steps: int | None = None,
                  num_iterations: int | str | None = None, guidance_scale: float | None = None,
-                 seed: int | Sequence[int] | None = None, num_images: int = 1, sampler: str | None = None) -> GeneratedImages:
+                 seed: int | Sequence[int] | None = None, num_images: int = 1, sampler: str | None = None,
+                 carry_state: bool | None = None, max_core_passes: int | None = None) -> GeneratedImages:
         """Pictures for one prompt or a list of them (`num_images` each); arguments left out are the model's defaults.
 
         seed: one number (image k of a prompt takes seed + k), one a picture, or None for random ones, which the result
-        names. num_iterations: 1 to 64 or "auto". Raises PromptError or SamplingError with one sentence.
+        names. num_iterations: 1 to 64 or "auto"; max_core_passes bounds what "auto" spends on a picture over all steps.
+        carry_state: each step's core starts from the last one's state. Raises PromptError or SamplingError with one sentence.
         """
-        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler)
+        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler, carry_state, max_core_passes)
         started = time.monotonic()
         with torch.inference_mode():
             velocity, steps = self._start(request)
@@ -163,9 +172,10 @@ class IRISPipeline:
 
     def stream(self, prompt: str | Sequence[str], negative_prompt: str | None = None, num_steps: int | None = None,
                num_iterations: int | str | None = None, guidance_scale: float | None = None,
-               seed: int | Sequence[int] | None = None, num_images: int = 1, sampler: str | None = None) -> Iterator[Preview]:
+               seed: int | Sequence[int] | None = None, num_images: int = 1, sampler: str | None = None,
+               carry_state: bool | None = None, max_core_passes: int | None = None) -> Iterator[Preview]:
         """As calling the pipeline, but yields decoded pictures after every step; closing the iterator stops the work."""
-        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler)
+        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler, carry_state, max_core_passes)
         started = time.monotonic()
         with torch.inference_mode():
             velocity, steps = self._start(request)
@@ -180,7 +190,8 @@ class IRISPipeline:
                 images = result.images if result is not None else to_pil(self.autoencoder.decode(step.data))
             yield Preview(step.index, step.num_steps, images, _spent(velocity), seconds, result)
 
-    def _request(self, prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler) -> _Request:
+    def _request(self, prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler,
+                 carry_state=None, max_core_passes=None) -> _Request:
         prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, (list, tuple)) else list(prompt)
         count = _number("num_images", num_images, int)
         if not prompts or len(prompts) * count > MAX_PICTURES:
@@ -194,7 +205,9 @@ class IRISPipeline:
             prompts, clean_prompt(negative_prompt) if negative_prompt else None, self._seeds(seed, len(prompts), count),
             _number("num_steps", self.defaults.num_steps if num_steps is None else num_steps, int),
             "auto" if depth == "auto" else _number("num_iterations", depth, int),
-            _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float), name)
+            _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float), name,
+            self.defaults.carry_state if carry_state is None else bool(carry_state),
+            None if max_core_passes is None else _number("max_core_passes", max_core_passes, int))
 
     @staticmethod
     def _seeds(seed: object, pictures: int, per_prompt: int) -> list[int]:
@@ -217,17 +230,50 @@ class IRISPipeline:
         return encode(prompts), away
 
     def _start(self, request: _Request) -> tuple[GuidedVelocity, Iterator]:
-        context, away = self.contexts(request.prompts, request.negative_prompt)
-        velocity = GuidedVelocity(self.generator, context, away, request.guidance_scale, request.num_iterations)
+        velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt))
+        return velocity, SAMPLERS[request.sampler](velocity, self._noise(request.seeds), timestep_schedule(request.num_steps), request.seeds)
+
+    def _noise(self, seeds: list[int]) -> Tensor:
         size = self.config.autoencoder.latent_size
-        noise = initial_noise(request.seeds, (self.config.autoencoder.latent_channels, size, size), self.device)
-        return velocity, SAMPLERS[request.sampler](velocity, noise, timestep_schedule(request.num_steps), request.seeds)
+        return initial_noise(seeds, (self.config.autoencoder.latent_channels, size, size), self.device)
+
+    def _velocity(self, request: _Request, context: TextContext, away: TextContext, state: Tensor | None = None) -> GuidedVelocity:
+        """The velocity field of a request; `state` is where the core starts when it carries its state."""
+        return GuidedVelocity(self.generator, context, away, request.guidance_scale, request.num_iterations, threshold=self.defaults.exit_threshold,
+                              carry_state=request.carry_state, state=state, max_core_passes=request.max_core_passes,
+                              num_calls=calls_of(request.sampler, request.num_steps))
+
+    def refine(self, result: GeneratedImages, strength: float | None = None, num_steps: int = 1,
+               num_iterations: int | str | None = None) -> GeneratedImages:
+        """Think on about finished pictures: back to time `strength` on each seed's path, then `num_steps` steps from the kept state.
+
+        Without `strength` it goes back to where the last step began, so one step is that step with more iterations. The first
+        core pass starts from the state that the pictures were finished with; nothing is drawn again from noise.
+        """
+        kept = result.parameters
+        if result.state is None or kept["model_hash"] != self.metadata.get("hash", ""):
+            raise SamplingError("these pictures hold no state of this model; draw them with it before refining.")
+        request = self._request(result.prompts, kept["negative_prompt"], num_steps, kept["num_iterations"] if num_iterations is None else num_iterations,
+                                kept["guidance_scale"], result.seeds, 1, "euler", True)
+        begin = _number("strength", 1.0 / kept["num_steps"] if strength is None else strength, float)
+        started = time.monotonic()
+        with torch.inference_mode():
+            velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt), state=result.state)
+            z = interpolate(result.latents, self._noise(request.seeds), torch.full((len(request.seeds),), begin, device=self.device)).z_t
+            latents = last_step(SAMPLERS["euler"](velocity, z, begin * timestep_schedule(request.num_steps), request.seeds)).latents
+            refined = self._result(request, latents, velocity, time.monotonic() - started)
+        return replace(refined, iterations=[before + after for before, after in zip(result.iterations, refined.iterations, strict=True)],
+                       seconds=result.seconds + refined.seconds, parameters={**kept, "refined": [*kept.get("refined", []), [begin, request.num_steps, request.num_iterations]]})
 
     def _result(self, request: _Request, latents: Tensor, velocity: GuidedVelocity, seconds: float) -> GeneratedImages:
         parameters = {"num_steps": request.num_steps, "num_iterations": request.num_iterations, "guidance_scale": request.guidance_scale,
                       "sampler": request.sampler, "negative_prompt": request.negative_prompt or "", "model": self.config.name,
                       "model_hash": self.metadata.get("hash", "")}
-        return GeneratedImages(self.decode(latents), request.prompts, request.seeds, _spent(velocity), seconds, parameters, latents)
+        if request.carry_state:
+            parameters["carry_state"] = True
+        if request.max_core_passes is not None:
+            parameters["max_core_passes"] = request.max_core_passes
+        return GeneratedImages(self.decode(latents), request.prompts, request.seeds, _spent(velocity), seconds, parameters, latents, velocity.state)
 
     # --- images and latents ----------------------------------------------------------------------------------------
 

@@ -67,24 +67,46 @@ class GuidedVelocity:
     v = v_null + guidance_scale * (v_text - v_null); at guidance_scale 1 the null pass is skipped. `num_iterations` is a
     number or "auto": each sample stops when its state's relative change falls below `threshold`, between
     `min_iterations` and `max_iterations`. `spent` collects the iterations used by each sample, one [B] tensor a call.
+
+    With `carry_state` the core starts each call from the state it left the call before with (FPDM, 2401.08741), the first
+    from `state` or zeros. `max_core_passes` is the most that a picture may spend under "auto" in `num_calls` calls, both passes of
+    guidance counted; what an easy call leaves is shared among the calls that follow.
     """
 
     def __init__(self, generator: Generator, context: TextContext, null_context: TextContext | None = None, guidance_scale: float = 1.0,
-                 num_iterations: int | str = 8, min_iterations: int = 2, max_iterations: int = 16, threshold: float = 0.03) -> None:
+                 num_iterations: int | str = 8, min_iterations: int = 2, max_iterations: int = 16, threshold: float = 0.03,
+                 carry_state: bool = False, state: Tensor | None = None, max_core_passes: int | None = None, num_calls: int = 1) -> None:
         self.generator = generator
         self.guided = guidance_scale != 1.0 and null_context is not None
         self.context = concatenate_contexts(context, null_context) if self.guided else context
         self.guidance_scale = guidance_scale
         self.num_iterations = num_iterations
         self.min_iterations, self.max_iterations, self.threshold = min_iterations, max_iterations, threshold
+        self.carry_state, self.state = carry_state, state
+        self.num_calls = num_calls
+        self.budget = self._iterations_in(max_core_passes)
         self.spent: list[Tensor] = []
+
+    def _iterations_in(self, max_core_passes: int | None) -> int | None:
+        """The budget in iterations of one picture; at least one for each call."""
+        if max_core_passes is None:
+            return None
+        passes = 2 if self.guided else 1
+        if self.num_iterations != "auto":
+            raise SamplingError('max_core_passes needs num_iterations="auto"; a fixed number spends what it says.')
+        if max_core_passes < passes * self.num_calls:
+            raise SamplingError(f"max_core_passes is {max_core_passes}; {self.num_calls} calls of {passes} core pass{'es' if passes > 1 else ''} each "
+                                f"need at least {passes * self.num_calls}.")
+        return max_core_passes // passes
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         batch = z.shape[0]
         if self.guided:
             z, t = z.repeat(2, 1, 1, 1), t.repeat(2)
         embedded = self.generator.embed(z, t, self.context)
-        tokens, used = self._think(embedded)
+        start = self.state if self.carry_state else None
+        tokens, used = self._think(embedded, start)
+        self.state = tokens
         self.spent.append(used[:batch])
         velocity = self.generator.readout(tokens, embedded)
         if not self.guided:
@@ -92,29 +114,36 @@ class GuidedVelocity:
         text, null = velocity.chunk(2)
         return torch.lerp(null, text, self.guidance_scale)
 
-    def _think(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
+    def _think(self, embedded: Embedded, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """Core state for every row and the iterations it took."""
         if self.num_iterations != "auto":
-            for current in self.generator.iterate(embedded, self.context, int(self.num_iterations)):
+            for current in self.generator.iterate(embedded, self.context, int(self.num_iterations), start):
                 last = current
             return last.tokens, torch.full((len(last.tokens),), last.iteration)
-        return self._think_until_still(embedded)
+        return self._think_until_still(embedded, start)
 
-    def _think_until_still(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
+    def _limits(self, rows: int) -> Tensor:
+        """The most iterations that each row may take in this call: an even share of what is left of its budget, rounded up."""
+        if self.budget is None:
+            return torch.full((rows,), self.max_iterations)
+        calls_left = max(1, self.num_calls - len(self.spent))
+        spent = torch.stack(self.spent).sum(0).repeat(rows // len(self.spent[0])) if self.spent else torch.zeros(rows, dtype=torch.long)
+        return ((self.budget - spent + calls_left - 1) // calls_left).clamp(1, self.max_iterations)
+
+    def _think_until_still(self, embedded: Embedded, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows whose state has settled leave the batch, so the others cost less and nobody's picture changes."""
         injected, condition = embedded.injected, embedded.condition
-        rows = len(injected)
+        rows, device = len(injected), injected.device
         result = torch.zeros_like(injected)
         used = torch.zeros(rows, dtype=torch.long)
-        active, context, tokens = torch.arange(rows, device=injected.device), self.context, result
+        limits = self._limits(rows).to(device)
+        active, context, tokens = torch.arange(rows, device=device), self.context, result if start is None else start
         for iteration in range(1, self.max_iterations + 1):
             current: CoreState = self.generator.core(tokens, injected[active], condition[active], context, iteration)
             still = relative_change(current.tokens, tokens) < self.threshold
             if self.guided:  # a picture's two rows decide together and leave together
                 still = self._both_halves(still, active, rows // 2)
-            leaving = still if iteration >= self.min_iterations else torch.zeros_like(still)
-            if iteration == self.max_iterations:
-                leaving = torch.ones_like(still)
+            leaving = (still & (iteration >= self.min_iterations)) | (iteration >= limits[active])
             result[active[leaving]] = current.tokens[leaving]
             used[active[leaving].cpu()] = iteration
             staying = ~leaving
@@ -179,6 +208,11 @@ def sample_consistency(velocity: Velocity, noise: Tensor, timesteps: Tensor, see
 
 
 SAMPLERS = {"euler": sample_euler, "heun": sample_heun, "consistency": sample_consistency}
+
+
+def calls_of(sampler: str, num_steps: int) -> int:
+    """How often a sampler asks for the velocity."""
+    return 2 * num_steps - 1 if sampler == "heun" else num_steps
 
 
 def last_step(steps: Iterator[SampleStep]) -> SampleStep:

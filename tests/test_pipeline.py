@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from iris.checkpoint import CheckpointError, write_checkpoint
+from iris.flow import interpolate
 from iris.pipeline import MAX_SEED, GeneratedImages, IRISPipeline, Preview, from_pil, state_dicts, to_pil
-from iris.sampling import SamplingError
+from iris.sampling import GuidedVelocity, SamplingError, initial_noise
 from iris.text import PromptError
 
 HOSTILE = ["", "   ", "\0", "\ud800 lone", "👩‍👩‍👧‍👦🏳️‍🌈", "مرحبا بالعالم", "<script>alert(1)</script>", "../../etc/passwd", "x" * 1000, "\n\t \r"]
@@ -86,7 +87,42 @@ def test_the_result_tells_all_it_takes_to_draw_it_again(pipeline: IRISPipeline) 
 
 def test_defaults_are_the_models(pipeline: IRISPipeline) -> None:
     told = pipeline("a red circle", seed=1).parameters
-    assert {name: told[name] for name in ("num_steps", "num_iterations", "guidance_scale", "sampler")} == dataclasses.asdict(pipeline.defaults)
+    names = ("num_steps", "num_iterations", "guidance_scale", "sampler")
+    assert {name: told[name] for name in names} == {name: dataclasses.asdict(pipeline.defaults)[name] for name in names}
+
+
+def test_refining_goes_on_from_the_kept_state(pipeline: IRISPipeline) -> None:
+    """Against the same made by hand: back on the seed's path, then steps whose core starts where the picture's ended."""
+    result = pipeline(["a red circle", "two stars"], seed=3, num_steps=4, num_iterations=2, guidance_scale=2.0)
+    refined = pipeline.refine(result, strength=0.5, num_steps=2, num_iterations=5)
+    with torch.inference_mode():
+        context, away = pipeline.contexts(result.prompts)
+        velocity = GuidedVelocity(pipeline.generator, context, away, 2.0, 5, carry_state=True, state=result.state)
+        noise = initial_noise(result.seeds, tuple(result.latents.shape[1:]))
+        z = interpolate(result.latents, noise, torch.full((2,), 0.5)).z_t
+        for t, then in ((0.5, 0.25), (0.25, 0.0)):
+            z = z + (then - t) * velocity(z, torch.full((2,), t))
+    assert torch.allclose(refined.latents, z, atol=1e-5)
+    assert refined.iterations == [[2, 2, 2, 2, 5, 5]] * 2 and refined.seeds == result.seeds and refined.parameters["refined"] == [[0.5, 2, 5]]
+
+
+def test_refining_from_nothing_changes_nothing_and_can_be_repeated(pipeline: IRISPipeline) -> None:
+    result = pipeline("a red circle", seed=3, num_steps=4, num_iterations=2)
+    assert np.array_equal(pixels(pipeline.refine(result, strength=0.0)), pixels(result))
+    twice = pipeline.refine(pipeline.refine(result), num_iterations="auto")
+    assert [entry[0] for entry in twice.parameters["refined"]] == [0.25, 0.25] and len(twice.iterations[0]) == 6
+    stranger = dataclasses.replace(result, parameters={**result.parameters, "model_hash": "another"})
+    for wrong in (stranger, dataclasses.replace(result, state=None)):
+        with pytest.raises(SamplingError, match="hold no state of this model"):
+            pipeline.refine(wrong)
+
+
+def test_a_budget_and_a_carried_state_are_told_and_kept(pipeline: IRISPipeline) -> None:
+    result = pipeline(["a red circle", "two stars"], seed=1, num_steps=4, num_iterations="auto", guidance_scale=2.0, max_core_passes=24, carry_state=True)
+    assert all(2 * sum(spent) <= 24 for spent in result.iterations)
+    assert result.parameters["max_core_passes"] == 24 and result.parameters["carry_state"] is True
+    told = {name: value for name, value in result.parameters_of(1).items() if not name.startswith("model")}
+    assert np.abs(pixels(pipeline(**told))[0].astype(int) - pixels(result)[1]).max() <= 1
 
 
 def test_seeds_count_up_within_a_prompt(pipeline: IRISPipeline) -> None:

@@ -161,6 +161,54 @@ def test_automatic_depth_has_a_floor(generator64: Generator, text) -> None:
     assert auto.spent[0].tolist() == [4, 4, 4]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_budget_is_never_passed_and_spent_whole_by_a_core_that_never_settles(generator64: Generator, text, scale: float) -> None:
+    passes, context, null = 1 if scale == 1.0 else 2, generator64.condition(*text), generator64.null_context(3)
+    options = {"max_core_passes": 23 * passes, "num_calls": 4, "min_iterations": 1}
+    restless = GuidedVelocity(generator64, context, null, scale, "auto", threshold=0.0, **options)
+    easy = GuidedVelocity(generator64, context, null, scale, "auto", threshold=0.4, **options)
+    for t in (1.0, 0.75, 0.5, 0.25):
+        for velocity in (restless, easy):
+            velocity(seeded(3, *SHAPE, dtype=torch.float64), torch.full((3,), t, dtype=torch.float64))
+    assert [spent.tolist() for spent in restless.spent] == [[6] * 3, [6] * 3, [6] * 3, [5] * 3]
+    assert (torch.stack(easy.spent).sum(0) < 23).all()
+
+
+@torch.no_grad()
+def test_what_an_easy_call_leaves_goes_to_the_later_ones(generator64: Generator, text) -> None:
+    velocity = GuidedVelocity(generator64, generator64.condition(*text), None, 1.0, "auto", min_iterations=1, threshold=100.0, max_core_passes=13, num_calls=3)
+    z = seeded(3, *SHAPE, dtype=torch.float64)
+    velocity(z, torch.ones(3, dtype=torch.float64))
+    velocity.threshold = 0.0
+    for t in (0.6, 0.3):
+        velocity(z, torch.full((3,), t, dtype=torch.float64))
+    assert [spent[0].item() for spent in velocity.spent] == [1, 6, 6]
+
+
+@pytest.mark.parametrize(("depth", "budget", "sentence"), [(4, 24, 'needs num_iterations="auto"'), ("auto", 7, "at least 16")])
+def test_a_budget_that_cannot_be_kept_is_refused(generator64: Generator, text, depth, budget: int, sentence: str) -> None:
+    with pytest.raises(SamplingError, match=sentence):
+        GuidedVelocity(generator64, generator64.condition(*text), generator64.null_context(3), 3.0, depth, max_core_passes=budget, num_calls=8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [3, "auto"])
+def test_a_carried_state_is_where_the_next_call_starts(generator64: Generator, text, depth) -> None:
+    z, context = seeded(3, *SHAPE, dtype=torch.float64), generator64.condition(*text)
+    times = [torch.full((3,), t, dtype=torch.float64) for t in (1.0, 0.6)]
+    options = {"min_iterations": 3, "max_iterations": 3} if depth == "auto" else {}
+    carried = GuidedVelocity(generator64, context, num_iterations=depth, carry_state=True, **options)
+    first, second = (carried(z, t) for t in times)
+    assert torch.allclose(first, GuidedVelocity(generator64, context, num_iterations=3)(z, times[0]), atol=1e-12)
+    *_, before = generator64.iterate(generator64.embed(z, times[0], context), context, 3)
+    embedded = generator64.embed(z, times[1], context)
+    *_, after = generator64.iterate(embedded, context, 3, state=before.tokens)
+    torch.testing.assert_close(second, generator64.readout(after.tokens, embedded), atol=1e-12, rtol=0)
+    fresh = GuidedVelocity(generator64, context, num_iterations=3)(z, times[1])
+    assert not torch.allclose(second, fresh, atol=1e-6)
+
+
 def test_depth_zero_is_refused(generator: Generator) -> None:
     velocity = GuidedVelocity(generator, generator.null_context(1), num_iterations=0)
     with pytest.raises(ValueError, match="num_iterations is 0"):
