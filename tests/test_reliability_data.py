@@ -18,7 +18,7 @@ from test_reliability_images import HOSTILE, claiming
 from iris.data import DataError, ImageFolder, load_dataset_by_name
 from iris.data.pictures import clean_captions
 
-GOOD = 300
+GOOD = 199  # of which two bad ones are 1 %
 REASONS = {"0 bytes": "corrupt", "text.png": "corrupt", "truncated": "corrupt", "169 megapixels": "too large", "1 x 1": "too small"}
 
 
@@ -51,14 +51,14 @@ def write(root: Path, rows: list, kind: str) -> None:
 @pytest.mark.parametrize("kind", REASONS)
 def test_bad_pictures_are_skipped_counted_and_reported_up_to_one_in_a_hundred(kind: str, tmp_path: Path, caplog) -> None:
     rows = make_rows(tmp_path)
-    for number in range(4):
+    for number in range(3):
         (tmp_path / f"bad-{number}.png").write_bytes(HOSTILE[kind])
     with caplog.at_level(logging.WARNING, "iris.data"):
-        write(tmp_path, [*rows, *({"file_name": f"bad-{number}.png", "text": "bad"} for number in range(3))], "csv")
+        write(tmp_path, [*rows, *({"file_name": f"bad-{number}.png", "text": "bad"} for number in range(2))], "csv")
         data = ImageFolder(tmp_path, 16, "all")
-    assert len(data) == GOOD and data.skipped == {REASONS[kind]: 3} and f"3 of {GOOD + 3} pictures were skipped (3 {REASONS[kind]})" in caplog.text
-    write(tmp_path, [*rows, *({"file_name": f"bad-{number}.png", "text": "bad"} for number in range(4))], "csv")
-    with pytest.raises(DataError, match=rf"4 of {GOOD + 4} pictures had to be skipped \(4 {REASONS[kind]}\); at most 1 % may be bad"):
+    assert len(data) == GOOD and data.skipped == {REASONS[kind]: 2} and f"2 of {GOOD + 2} pictures were skipped (2 {REASONS[kind]})" in caplog.text
+    write(tmp_path, [*rows, *({"file_name": f"bad-{number}.png", "text": "bad"} for number in range(3))], "csv")
+    with pytest.raises(DataError, match=rf"3 of {GOOD + 3} pictures had to be skipped \(3 {REASONS[kind]}\); at most 1 % may be bad"):
         ImageFolder(tmp_path, 16, "all")
 
 

@@ -82,7 +82,7 @@ def test_a_spike_is_told_from_a_beginning_and_from_a_new_level() -> None:
     assert watch.trusts(1e9) and not watch.trusts(float("nan")) and not watch.trusts(float("inf"))
     for _ in range(30):
         watch.accept(1.0)
-    assert watch.trusts(4.9) and not watch.trusts(5.1)
+    assert watch.trusts(9.9) and not watch.trusts(10.1)
     assert [watch.refuse() for _ in range(PATIENCE)] == [False] * (PATIENCE - 1) + [True]
     watch.note_rollback(30)
     assert watch.trusts(50.0), "after a rollback another level is a beginning again"
@@ -124,11 +124,11 @@ def test_failures_end_in_a_rollback_to_the_anchor_and_a_stop_changes_no_bit_of_i
     assert kept["rollbacks"] == 1 and all(torch.equal(kept["module"][key], value) for key, value in state_at(tmp_path / "clean", 10)["module"].items())
     assert end.metadata["anchor"] == 20 and end.metadata["guard"]["rollbacks"] == 1
     assert all(value.isfinite().all() for part in ("module", "average") for value in end.tensors[part].values())
-    for until in range(11, 21) if soak else (13, 15, 17, 20):
+    for until in range(11, 21) if soak else (13, 16, 20):
         with Run.open(tmp_path / "stopped") as run:
             resumed = fit(worker.flow()[0], batches, Troubled(steps, how), dataclasses.replace(LONG, train_steps=until), run)
     assert same_state(state_at(tmp_path / "stopped", 20), end.tensors) and resumed.step == whole.step == 20
-    record_property("tries", 10 if soak else 4)
+    record_property("tries", 10 if soak else 3)
 
 
 def test_a_run_that_cannot_get_past_a_step_says_so(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def kill_once(folder: Path, rng: random.Random, in_save: bool) -> bool:
 @posix_only
 def test_kill_9_at_random_moments_and_inside_saves_changes_no_bit(tmp_path: Path, soak: bool, record_property) -> None:
     whole = worker.train(tmp_path / "whole")
-    tries, killed, torn, rng = 20 if soak else 3, 0, 0, random.Random(0)
+    tries, killed, torn, rng = 20 if soak else 2, 0, 0, random.Random(0)
     while killed < tries:
         folder = tmp_path / f"killed-{killed}"
         if not kill_once(folder, rng, in_save=killed % 2 == 1):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SPIKE = 5.0  # times the running mean of the trusted losses
+# Times the running mean of the trusted losses. High, because a batch drawn at depth one may honestly lose several times the mean.
+SPIKE = 10.0
 _WARM = 20  # trusted losses before a spike can be told from a beginning
 _MEMORY = 50  # trusted losses that the mean remembers
 PATIENCE = 5  # failures in a row before a rollback
