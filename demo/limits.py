@@ -63,7 +63,7 @@ class Refusal(Exception):
 
 class VisitorLimits:
     """ASGI middleware: 429 above the rate, 413 for a body that is too large, 411 for one that does not say how large it is, 400 for
-    a file given by its address (gradio would fetch it, whatever its size) and for an upload that cannot be read.
+    a file given by its address (gradio would fetch it, whatever its size), a number that is not finite, and an upload without a file.
 
     proxies: how many trusted proxies stand before the server (a Space has one). With none the X-Forwarded-For header is a
     visitor's own word and is not read.
@@ -102,20 +102,20 @@ class VisitorLimits:
 
 
 async def _read_json(receive: Receive) -> Receive:
-    """The same request to be received again, after a look at its body; Refusal when that names a file by its address."""
+    """The same request to be received again, after a look at its body; Refusal when that is not for gradio."""
     messages, body, more = [], b"", True
     while more:
         messages.append(message := await receive())
         body += message.get("body", b"")
         more = message.get("more_body", False)
     try:
-        fetches = _names_address(json.loads(body))
+        trouble = _trouble(json.loads(body))
     except RecursionError:
-        raise Refusal(400, "The request is nested too deeply.") from None
+        trouble = "The request is nested too deeply."
     except ValueError:
-        fetches = False  # no JSON: the app says so itself
-    if fetches:
-        raise Refusal(400, "A file cannot be given by its address; upload it first.")
+        trouble = ""  # no JSON: the app says so itself
+    if trouble:
+        raise Refusal(400, trouble)
 
     async def again() -> Message:
         return messages.pop(0) if messages else await receive()
@@ -123,12 +123,16 @@ async def _read_json(receive: Receive) -> Receive:
     return again
 
 
-def _names_address(value: Any) -> bool:
-    """Whether somewhere in a JSON value a file's path is an address."""
+def _trouble(value: Any) -> str:
+    """What a JSON value holds that gradio would fetch, or fail to tell in its own error message; "" for nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "Numbers must be finite."
     if isinstance(value, dict):
         path = value.get("path")
-        return (isinstance(path, str) and path.lower().startswith(("http:", "https:"))) or any(map(_names_address, value.values()))
-    return isinstance(value, list) and any(map(_names_address, value))
+        if isinstance(path, str) and path.lower().startswith(("http:", "https:")):
+            return "A file cannot be given by its address; upload it first."
+        value = list(value.values())
+    return next(filter(None, map(_trouble, value)), "") if isinstance(value, list) else ""
 
 
 async def _answer(send: Send, refusal: Refusal) -> None:

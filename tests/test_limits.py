@@ -93,6 +93,8 @@ def test_a_server_with_limits_refuses_with_a_sentence_and_serves_the_others(tmp_
         fetch = httpx.post(url, json=address, headers={"x-forwarded-for": "3.3.3.3"})
         assert fetch.status_code == 400 and "upload it first" in fetch.json()["detail"]
         assert httpx.post(url, content=b"[" * 100_000, headers={"x-forwarded-for": "4.4.4.4"}).status_code in (400, 422)
+        for body in (b'{"data": Infinity}', b'{"data": [1e999]}', b'{"data": [[NaN]]}'):
+            assert httpx.post(url, content=body, headers={"x-forwarded-for": "5.5.5.5", "content-type": "application/json"}).status_code in (400, 429)
         assert httpx.post(f"{page.local_url}gradio_api/upload", files={"files": ("", b"x")}).json()["detail"] == "The upload holds no file."
         kept = httpx.post(f"{page.local_url}gradio_api/upload", files={"files": ("a.png", b"x")})
         assert kept.status_code == 200 and kept.json()[0].endswith("a.png")

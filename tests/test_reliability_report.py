@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from reports import reliability
-from reports.reliability import ROWS, Outcome, Row, find_tests, join, markdown, read_results
+from reports.reliability import ROWS, Outcome, Row, choose, find_tests, join, main, markdown, read_results, recall
 
 # Tests of editing come with iris.editing.
 LATER = {"test_pixels_outside_the_mask_stay_bit_for_bit"}
@@ -32,10 +33,20 @@ def test_what_the_tests_told_is_counted_and_failures_are_shown(tmp_path: Path, m
     assert (both.tests, both.tries, both.failed, both.skipped, both.figures) == (3, 24, ["test_a[two]"], ["needs a moon"], ["20 | 20"])
     (tmp_path / "test_x.py").write_text("def test_a(")
     monkeypatch.setattr(reliability, "TESTS", tmp_path)
-    rows = [(Row("Data", "kicked", "stands", ("test_a",)), outcomes["test_a"]), (Row("Data", "moved", "stays", ("test_b",)), outcomes["test_b"]),
-            (Row("Server", "left", "alone", ("test_d",)), None)]
-    page = markdown(rows, False, "2026-01-02", 3.4, "abc1234")
-    assert "SHORT form" in page and "2026-01-02, commit abc1234" in page and "1 of 3 rows run, 2 tests, 23 tries, 1 failed" in page
-    assert "| 23 | **1** (test_a[two]) | 20 / 20 | `pytest tests/test_x.py -k \"test_a\"` |" in page
-    assert "| – | – | not run: needs a moon |" in page and "| – | – | not run | no test here |" in page
-    assert join([Outcome()]).failed == []
+    monkeypatch.setattr(reliability, "ROWS", tuple(Row("Data", fault, "stands", (test,)) for fault, test in (("kicked", "test_a"), ("moved", "test_b"), ("left", "test_d"))))
+    page = markdown({"kicked": dataclasses.replace(outcomes["test_a"], date="2026-01-02", form="short"), "moved": outcomes["test_b"]}, "abc1234")
+    assert "Written at commit abc1234" in page and "1 of 3 rows run, 2 tests, 23 tries, 1 failed" in page
+    assert "| 1 Data | kicked | stands | 23 | **1** (test_a[two]) | 20 / 20 | short, 2026-01-02 |" in page
+    assert "| – | – | left out: needs a moon |" in page and "| 3 Data | left | stands | – | – | not run | – |" in page
+    assert "1. `tests/test_x.py::test_a`\n2. none here" in page
+
+
+def test_rows_are_chosen_by_number_and_area_and_the_others_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose([]) == list(ROWS) and choose(["2"]) == [ROWS[1]] and {row.area for row in choose(["Data"])} == {"Data"}
+    with pytest.raises(SystemExit):
+        main(["--only", "Moon", "--out", str(tmp_path)])
+    monkeypatch.setattr(reliability, "run_tests", lambda nodes, soak: {ROWS[0].tests[0]: Outcome(1, 20 if soak else 2), ROWS[1].tests[0]: Outcome(1, 1, ["x"])})
+    assert main(["--only", "1", "--out", str(tmp_path)]) == 0
+    assert main(["--only", "2", "--short", "--out", str(tmp_path)]) == 1
+    kept = recall(tmp_path / "reliability.json")
+    assert [(kept[row.fault].tries, kept[row.fault].form) for row in ROWS[:2]] == [(20, "soak"), (1, "short")] and len(kept) == 2

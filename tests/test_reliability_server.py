@@ -137,10 +137,12 @@ def test_a_stop_frees_the_worker(server: Server, how: str, soak: bool, record_pr
                         assert httpx.post(f"{server.url}/gradio_api/cancel", json=session).status_code == 200
                     break
         steps.append((moments[-1] - moments[0]) / 3)
-        late.append(timed(server.draw, "next", *QUICK)[1] - idle)
+        late.append(max(0.0, timed(server.draw, "next", *QUICK)[1] - idle))
         assert late[-1] < 14 * steps[-1], "half of the drawing's remaining steps"
     record_property("tries", len(late))
-    record_property("figure", f"{how}: the next picture {1000 * max(late):.0f} ms later than on an idle server at worst; one step takes {1000 * np.mean(steps):.0f} ms")
+    in_time = sum(seconds <= step + 0.2 for seconds, step in zip(late, steps, strict=True))
+    record_property("figure", f"{how}: {in_time} of {len(late)} within a step and 200 ms; the next picture {1000 * np.median(late):.0f} ms (median) later than on an "
+                              f"idle server, at worst {1000 * max(late):.0f}; a step takes {1000 * np.median(steps):.0f} ms")
 
 
 def test_long_use_does_not_grow(server: Server, soak: bool, record_property) -> None:
