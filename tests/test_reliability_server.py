@@ -195,7 +195,8 @@ def test_junk_at_every_endpoint_is_answered_and_tells_nothing(server: Server, so
     one()
     assert server.draw("still alive", *QUICK)["prompt"] == "still alive"
     errors = set(re.findall(r"^(\w+(?:\.\w+)*(?:Error|Exception)\b.*)$", server.log.read_text(), re.MULTILINE))
-    assert not [error for error in errors if "didn't receive enough input values" not in error], errors  # gradio counts arguments itself
+    foreseen = "didn't receive enough input values|InvalidPathError: Cannot move"  # what gradio itself refuses
+    assert not [error for error in errors if not re.search(foreseen, error)], errors
     record_property("tries", told["calls"])
     record_property("figure", f"{len(known)} endpoints, {told['calls']} calls: {told['complete']} drawn, {told['calls'] - told['complete']} refused, "
                               f"0 of them a 5xx; slowest {told['slowest']:.1f} s")
