@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUESTS, SECONDS = 30, 60.0  # a visitor may begin so many in so long
 MAX_JSON_BYTES = 2**20
-MAX_UPLOAD_BYTES = 12 * 2**20  # gradio's own limit is on the file inside; this one is on the form around it
+MAX_UPLOAD_BYTES = 12 * 2**20  # on the form; gradio's own `max_file_size` is on each file in it
 MAX_VISITORS = 10_000  # remembered at once
 _WORK = ("/queue/join", "/call/", "/run/", "/api/", "/upload")  # gradio's paths that make the server work
 Item = TypeVar("Item")
@@ -69,8 +69,8 @@ class VisitorLimits:
     visitor's own word and is not read.
     """
 
-    def __init__(self, app: ASGIApp, rate: RateLimit, proxies: int = 0) -> None:
-        self.app, self.rate, self.proxies = app, rate, proxies
+    def __init__(self, app: ASGIApp, rate: RateLimit, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES) -> None:
+        self.app, self.rate, self.proxies, self.upload_bytes = app, rate, proxies, upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -89,7 +89,7 @@ class VisitorLimits:
     def check(self, scope: Scope) -> None:
         """Raise Refusal for a request that is too large or too soon; the others are counted."""
         path, told = scope["path"], dict(scope["headers"]).get(b"content-length", b"")
-        limit = MAX_UPLOAD_BYTES if path.endswith("/upload") else MAX_JSON_BYTES
+        limit = self.upload_bytes if path.endswith("/upload") else MAX_JSON_BYTES
         if not told.isdigit():
             raise Refusal(411, "Say how large the request is (Content-Length).")
         if int(told[:20]) > limit:
@@ -142,9 +142,9 @@ async def _answer(send: Send, refusal: Refusal) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def visitor_limits(requests: int = REQUESTS, seconds: float = SECONDS, proxies: int = 0) -> list[Middleware]:
+def visitor_limits(requests: int = REQUESTS, seconds: float = SECONDS, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES) -> list[Middleware]:
     """The middleware for `launch(app_kwargs={"middleware": ...})`."""
-    return [Middleware(VisitorLimits, rate=RateLimit(requests, seconds), proxies=proxies)]
+    return [Middleware(VisitorLimits, rate=RateLimit(requests, seconds), proxies=proxies, upload_bytes=upload_bytes)]
 
 
 def visitor(scope: Scope, proxies: int = 0) -> str:

@@ -52,7 +52,7 @@ def try_many(entry: str, soak: bool, record: Callable, strategy: st.SearchStrate
     """Give `call` the entry's share of examples; a ValueError of ours is an answer, anything else fails. Tells how many were what."""
     told = {"calls": 0, "answered": 0, "slowest": 0.0}
 
-    @settings(max_examples=round(SHARES[entry] * (SOAK if soak else SHORT)), deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=max(30, round(SHARES[entry] * (SOAK if soak else SHORT))), deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(strategy)
     def one(value: Any) -> None:
         begun = time.monotonic()
