@@ -12,7 +12,7 @@ from iris.data.base import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 50_000_000
-UPLOAD_PIXELS = 8_000_000  # for a shared server: what keeps the decoding of any format within 150 MB
+UPLOAD_PIXELS = 7_000_000  # for a shared server: what keeps the decoding of any format within 150 MB
 MAX_BYTES = 64 * 2**20
 MIN_SIDE = 8
 
