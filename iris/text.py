@@ -296,8 +296,9 @@ def _load_transformer(config: TextConfig, folder: Path) -> tuple[Any, Any]:
     kind = transformers.CLIPTextModel if config.encoder == "clip-l" else transformers.AutoModel
     try:
         with _quiet(transformers.utils.logging):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model, report = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model, report = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                                                 output_loading_info=True)
     except Exception as error:  # the library raises OSError, ValueError, KeyError, ... for a folder it cannot use
         raise TextError(f"{folder} does not hold a usable {config.encoder} text encoder ({type(error).__name__}).") from error
     if report["missing_keys"]:

@@ -48,6 +48,16 @@ def subprocess_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="the long form of the reliability tests: every try that reports/RELIABILITY.md counts")
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form of a test was asked for (`make soak`)."""
+    return request.config.getoption("--soak")
+
+
 @pytest.fixture
 def nano() -> IRISConfig:
     """The configuration that tests use."""

@@ -15,14 +15,12 @@ from torch import nn
 
 from iris.checkpoint import (
     CheckpointError,
-    latest_checkpoint,
     load_module,
-    prune_checkpoints,
     read_checkpoint,
     resolve_folder,
-    step_folder,
     write_checkpoint,
 )
+from iris.step_checkpoints import latest_checkpoint, prune_checkpoints, step_folder
 
 fork_only = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 

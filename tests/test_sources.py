@@ -204,7 +204,7 @@ def test_metadata_cannot_reach_out_of_the_folder(tmp_path):
 
 @pytest.mark.parametrize(("files", "sentence"), [
     ({}, "holds no pictures"), ({"metadata.csv": "picture,words\n1.png,x\n"}, "no column file_name"),
-    ({"metadata.jsonl": '{"file_name": "1.png"}\nbroken\n'}, "line 2 of metadata.jsonl"),
+    ({"metadata.jsonl": '{"file_name": "1.png"}\nbroken\n'}, "all 1 were skipped"), ({"metadata.jsonl": "broken\n[]\n"}, "no column file_name"),
 ])
 def test_folders_that_cannot_be_read_say_why(tmp_path, files, sentence):
     for name, text in files.items():

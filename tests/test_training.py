@@ -21,7 +21,7 @@ from conftest import build_generator, seeded, subprocess_environment
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iris.checkpoint import read_checkpoint, step_folder, write_checkpoint
+from iris.checkpoint import read_checkpoint, write_checkpoint
 from iris.config import ConfigError, preset
 from iris.data.scenes import Scenes
 from iris.nn.autoencoder import WaveletVAE
@@ -29,6 +29,7 @@ from iris.nn.generator import INITIAL_STATE_STD, Generator, relative_change
 from iris.pipeline import state_dicts
 from iris.rng import rng_for
 from iris.runs import Run, read_metrics
+from iris.step_checkpoints import step_folder
 from iris.text import load_text_encoder
 from iris.training import loop
 from iris.training.batches import ImageBatches, LatentBatch, LatentBatches, LatentDataset, indices_of_step

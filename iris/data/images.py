@@ -12,6 +12,7 @@ from iris.data.base import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 50_000_000
+UPLOAD_PIXELS = 7_000_000  # for a shared server: what keeps the decoding of any format within 150 MB
 MAX_BYTES = 64 * 2**20
 MIN_SIDE = 8
 
@@ -24,26 +25,28 @@ class ImageError(DataError):
         self.reason = reason
 
 
-def open_image(source: bytes | str | Path | Image.Image, size: int, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+def open_image(source: bytes | str | Path | Image.Image, size: int, background: tuple[int, int, int] = (255, 255, 255),
+               max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Any picture -> uint8 [size, size, 3]: turned as EXIF says, alpha composited on `background`, centre-cropped, resized.
 
     Reads bytes, a path, or an opened PIL image: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM; grey, palette, CMYK and 16 bits a
     channel too; of an animation the first frame. Raises ImageError (a DataError) for what is corrupt, cut off, below 8 pixels
-    a side, above 50 megapixels or 64 MiB, or of another format.
+    a side, above 50 megapixels or 64 MiB, or of another format; and above `max_pixels`, which a JPEG that is decoded smaller keeps.
     """
     name = "the picture" if isinstance(source, bytes | Image.Image) else f"the picture {Path(source).name!r}"
     try:
         image = source if isinstance(source, Image.Image) else Image.open(_open_bytes(source, name), formats=FORMATS)
-        _check_area(image, name)
+        _check_area(image, name, MAX_PIXELS)
         # Lets the JPEG decoder skip detail that the resize would throw away.
         image.draft(None, (2 * size, 2 * size))
+        _check_area(image, name, max_pixels)
         image.seek(0)
         image.load()
         return _to_pixels(ImageOps.exif_transpose(image), size, background)
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError("too large", f"{name} has more pixels than any picture needs; at most {MAX_PIXELS // 10**6} megapixels are read.") from None
+        raise ImageError("too large", f"{name} has more pixels than any picture needs; at most {max_pixels // 10**6} megapixels are read.") from None
     except Exception as error:  # decoders raise a dozen types, from OSError to struct.error
         raise ImageError("corrupt", f"{name} cannot be decoded ({type(error).__name__}); use a whole {', '.join(FORMATS)} file.") from None
 
@@ -61,27 +64,28 @@ def _open_bytes(source: bytes | str | Path, name: str) -> io.BytesIO:
     return io.BytesIO(data)
 
 
-def _check_area(image: Image.Image, name: str) -> None:
+def _check_area(image: Image.Image, name: str, max_pixels: int) -> None:
     """Before any pixel is decoded: a small file may hold a picture that fills the memory."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError("too large", f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} megapixels are read.")
+    if width * height > max_pixels:
+        raise ImageError("too large", f"{name} has {width} x {height} pixels; at most {max_pixels // 10**6} megapixels are read.")
     if min(width, height) < MIN_SIDE:
         raise ImageError("too small", f"{name} has {width} x {height} pixels; at least {MIN_SIDE} a side are needed.")
 
 
 def _to_pixels(image: Image.Image, size: int, background: tuple[int, int, int]) -> np.ndarray:
+    """The middle square at `size`. A large picture is copied as seldom as can be, and composited when it is small already."""
     image = _eight_bits(image)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if "A" in image.getbands() or "transparency" in image.info:
-        # Composite first: resizing straight RGBA would bleed the colour of invisible pixels into the edges.
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
-    image = image.convert("RGB")
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    alpha = "A" in image.getbands() or "transparency" in image.info
+    if image.mode != (mode := "RGBA" if alpha else "RGB"):
+        image = image.convert(mode)
+    if (side, side) != image.size or side != size:
+        # For RGBA this weighs colours by their opacity, so invisible ones do not bleed into the edges.
+        image = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    if alpha:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
     return np.array(image, np.uint8)
 
 
@@ -89,7 +93,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """16- and 32-bit grey -> 8-bit grey by its top byte; PIL's own conversion would clip everything above 255 to white."""
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image, np.float64)
-    if image.mode == "F" and values.max(initial=0.0) <= 1.0:
-        values = values * 65535.0
-    return Image.fromarray(np.clip(values / 257.0, 0, 255).round().astype(np.uint8))
+    values = np.asarray(image)
+    scale = 65535.0 if image.mode == "F" and values.max(initial=0.0) <= 1.0 else 1.0
+    grey = np.empty(values.shape, np.uint8)
+    for rows in range(0, len(values), 64):  # in strips: in float64 the whole picture would take four times its memory
+        grey[rows:rows + 64] = np.clip(values[rows:rows + 64].astype(np.float64) * scale / 257.0, 0, 255).round()
+    return Image.fromarray(grey)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import shutil
@@ -164,15 +165,26 @@ def _check_skipped(name: str, skipped: Counter, kept: int, split: str) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; DataError names the line that is none."""
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+    """The objects of a .jsonl file, one for every line that is not blank; {} for a line that is none."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        for line in file:
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
-            if not isinstance(row, dict):
-                raise DataError(f"line {number} of {path.name} is not a JSON object.")
-            yield row
+            yield row if isinstance(row, dict) else {}
+
+
+def read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .csv file with a header; {} for one that cannot be read, such as one with a giant field."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.DictReader(file)
+        while True:
+            try:
+                yield next(rows)
+            except StopIteration:
+                return
+            except csv.Error:
+                yield {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 import math
@@ -27,6 +26,7 @@ from iris.data.pictures import (
     captions_of,
     clean_captions,
     collect,
+    read_csv,
     read_json_lines,
 )
 from iris.data.scenes import KINDS, Scenes
@@ -186,26 +186,36 @@ def _folder_records(root: Path) -> Iterator[Record]:
     for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()):
         inside = path.relative_to(root)
         beside = path.with_suffix(".txt")
-        lines = beside.read_bytes()[:20_000].decode("utf-8", errors="replace").splitlines() if beside.is_file() else []
         label = inside.parent.name.replace("_", " ").replace("-", " ")
-        yield Record(inside.as_posix(), path, clean_captions(lines), label)
+        yield Record(inside.as_posix(), path, clean_captions(_lines_beside(beside)), label)
+
+
+def _lines_beside(file: Path) -> list[str]:
+    """The lines of a caption file; of a giant one its beginning."""
+    if not file.is_file():
+        return []
+    with open(file, "rb") as stream:
+        return stream.read(20_000).decode("utf-8", errors="replace").splitlines()
 
 
 def _metadata_records(root: Path, metadata: Path) -> Iterator[Record]:
-    if metadata.suffix == ".csv":
-        with open(metadata, encoding="utf-8-sig", newline="") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    else:
-        rows = list(read_json_lines(metadata))
-    if rows and "file_name" not in rows[0]:
+    rows = list(read_csv(metadata) if metadata.suffix == ".csv" else read_json_lines(metadata))
+    if rows and not any("file_name" in row for row in rows):
         raise DataError(f"{metadata.name} has no column file_name; name each picture there, and its caption in text or caption.")
     inside = root.resolve()
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         name = str(row.get("file_name") or "")
+        picture = _picture_inside(inside, name)
+        yield Record(name or f"row {number} of {metadata.name}", picture, captions_of(row), str(row.get("label") or ""))
+
+
+def _picture_inside(root: Path, name: str) -> Path | None:
+    """The file `name` below `root`; None when there is none, also for a name that leads out of the folder or is no name at all."""
+    try:
         path = (root / name).resolve()
-        # A name that leads out of the folder is treated as a picture that is not there.
-        picture = path if path.is_relative_to(inside) and path.is_file() else None
-        yield Record(name, picture, captions_of(row), str(row.get("label") or ""))
+        return path if path.is_relative_to(root) and path.is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 # --------------------------------------------------------------------------------------------------------------- webdataset
@@ -240,7 +250,7 @@ def _shard_records(shard: Path) -> Iterator[Record]:
     """Consecutive members with one base name form a record."""
     base, fields = "", {}
     try:
-        with tarfile.open(shard, "r|*") as archive:
+        with tarfile.open(shard, "r:*") as archive:
             for member in archive:
                 if not member.isreg():
                     continue
@@ -253,10 +263,20 @@ def _shard_records(shard: Path) -> Iterator[Record]:
                 base = name
                 file = archive.extractfile(member) if member.size <= MAX_BYTES else None
                 fields[suffix.lower()] = file.read() if file else b""
+            if _is_torn(shard, archive.offset):
+                raise EOFError
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"the shard {shard.name} is no whole tar file ({type(error).__name__}); fetch it again.") from None
     if fields:
         yield _shard_record(shard, base, fields)
+
+
+def _is_torn(shard: Path, end: int) -> bool:
+    """Whether a plain tar breaks off before or inside the header at `end`, where tarfile stops as if it were whole. (A torn gzip it notices.)"""
+    with open(shard, "rb") as file:
+        plain = not file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+        file.seek(end)
+        return plain and (shard.stat().st_size < end or file.read(512) not in (b"", bytes(512)))
 
 
 def _shard_record(shard: Path, base: str, fields: dict[str, bytes]) -> Record:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from iris.checkpoint import CheckpointError, latest_checkpoint, load_module, read_checkpoint
+from iris.checkpoint import CheckpointError, load_module, read_checkpoint
 from iris.config import IRISConfig
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
 from iris.pipeline import IRISPipeline
 from iris.runs import Run
+from iris.step_checkpoints import latest_checkpoint
 from iris.text import load_text_encoder
 
 _FILE = re.compile(r"step-(\d+)-(\d+)\.png")

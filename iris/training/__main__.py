@@ -59,6 +59,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="end by the clock; 0 = never")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="examples a step over all processes")] = 32,
     learning_rate: float = 1e-3,
+    mirror: Annotated[str, typer.Option(help="a second folder to keep a copy of the run in; a new machine continues from it")] = "",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
     optimizer: Annotated[str, typer.Option(help="muon (AdamW for what is no matrix) or adamw")] = "muon",
     seed: int = 0,
@@ -71,7 +72,7 @@ def main(
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer)
     options = {"init": init} if init else {}
     first = join_processes().is_main_process
-    folder = open_run(run, config, train, data) if first else _Follower(run)
+    folder = open_run(run, config, train, data, mirror=mirror) if first else _Follower(run)
     with contextlib.closing(folder):
         result = RECIPES[stage](config, pictures, held_out, train, folder, **options)
     if first:

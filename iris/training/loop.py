@@ -1,7 +1,10 @@
 """The one training loop. It does not know what a loss means: a new stage is a new loss or new data.
 
 Every random draw depends on (seed, step) alone and the whole batch is drawn before it is shared among processes, so a
-resumed run and a run on another number of processes repeat the same arithmetic.
+resumed run and a run on another number of processes repeat the same arithmetic. The last two checkpoints are kept, and the
+one with the lowest held-out loss. A step that is not finite or a spike is skipped; after several in a row, or when a weight
+is no longer finite, the run takes up the weights of its anchor, a checkpoint made at a fixed step, and goes on with the
+batches that follow. The average never sees a step that failed.
 """
 
 from __future__ import annotations
@@ -10,20 +13,23 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from iris.checkpoint import latest_checkpoint, load_module, prune_checkpoints, step_folder, write_checkpoint
+from iris.checkpoint import Checkpoint, CheckpointError, load_module, read_checkpoint, write_checkpoint
 from iris.config import ConfigError
 from iris.rng import rng_for
 from iris.runs import Run
+from iris.step_checkpoints import latest_checkpoint, prune_checkpoints, step_folder
 from iris.training.batches import each_tensor
+from iris.training.guard import Guard, TrainingError
 from iris.training.losses import T_BINS, LossOutput
 from iris.training.optimizer import OPTIMIZERS, build_optimizer
 
@@ -155,6 +161,7 @@ class _Session:
     def __init__(self, module: nn.Module, train: TrainConfig, run: Run | None) -> None:
         self.train, self.run = train, run
         join_processes()
+        AcceleratorState._reset_state()  # it keeps the first precision of a process; the joined processes stay as they are
         self.accelerator = Accelerator(mixed_precision=accelerate_precision(train.precision))
         if train.precision == "fp64":
             module = module.double()
@@ -164,40 +171,84 @@ class _Session:
         self.optimizer = self.accelerator.prepare(self.raw_optimizer)
         self.average = AveragedModel(self.module, multi_avg_fn=ema_update(train.ema_decay))
         self.step, self.seconds, self.skipped = 0, 0.0, 0
+        self.guard = Guard()
+        self.anchor: int | None = None  # the step of the checkpoint to roll back to
+        self.best: dict[str, Any] | None = None  # {"step", "held_out_loss"} of the best checkpoint
+        self._saved: int | None = None
 
     @property
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
     def restore(self) -> None:
-        """Continue from the newest good checkpoint, and drop the metrics that will be computed again."""
-        found = latest_checkpoint(self.run.checkpoint_path) if self.run is not None else None
-        if found is None:
+        """Continue from the newest good checkpoint, and drop the metrics that will be computed again; else store the beginning."""
+        if self.run is None:
             return
-        self.step, self.seconds, self.skipped = (found.metadata[name] for name in ("step", "seconds", "skipped"))
+        found = latest_checkpoint(self.run.checkpoint_path)
+        if found is None:
+            self.anchor = 0
+            return self.save()
+        told = found.metadata
+        self.step, self.seconds, self.skipped, self.best = told["step"], told["seconds"], told["skipped"], told.get("best")
+        self.guard = Guard(**told.get("guard", {}))
+        # The anchor is gone if newer checkpoints were damaged; then this one is the best there is.
+        self.anchor = told["anchor"] if step_folder(self.run.checkpoint_path, told.get("anchor", -1)).is_dir() else self.step
+        self._load(found)
+        if self.accelerator.scaler is not None and told["scaler"]:
+            self.accelerator.scaler.load_state_dict(told["scaler"])
+        if self.is_main:
+            self.run.rewind(self.step)
+
+    def _load(self, found: Checkpoint) -> None:
+        """Weights, average and optimizer of a checkpoint."""
         load_module(self.module, found.tensors["module"])
         load_module(self.average, found.tensors["average"])
-        state = self.raw_optimizer.state_dict()
+        state = {**self.raw_optimizer.state_dict(), "state": {}}
         owners = [parameter for group in self.raw_optimizer.param_groups for parameter in group["params"]]
         for key, value in found.tensors["optimizer"].items():
             index, name = key.split(".")
             state["state"].setdefault(int(index), {})[name] = _laid_out(value, owners[int(index)])
         self.raw_optimizer.load_state_dict(state)
-        if self.accelerator.scaler is not None and found.metadata["scaler"]:
-            self.accelerator.scaler.load_state_dict(found.metadata["scaler"])
-        if self.is_main:
-            self.run.rewind(self.step)
 
     def save(self) -> None:
-        """Write the state after `step` steps; the last two checkpoints are kept."""
-        if self.run is None or not self.is_main:
+        """Write the state after `step` steps; the last two checkpoints, the best one and the anchor are kept."""
+        if self.run is None or not self.is_main or self._saved == self.step:
             return
         optimizer = {f"{index}.{name}": value for index, entry in self.raw_optimizer.state_dict()["state"].items() for name, value in entry.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         write_checkpoint(step_folder(self.run.checkpoint_path, self.step), {"recipe": self.train.recipe()},
                          {"module": self.module.state_dict(), "average": self.average.state_dict(), "optimizer": optimizer},
-                         {"step": self.step, "seconds": self.seconds, "skipped": self.skipped, "scaler": scaler}, shard_bytes=1 << 30)
-        prune_checkpoints(self.run.checkpoint_path, keep=2)
+                         {"step": self.step, "seconds": self.seconds, "skipped": self.skipped, "scaler": scaler, "anchor": self.anchor,
+                          "best": self.best, "guard": asdict(self.guard)}, shard_bytes=1 << 30)
+        self._saved = self.step
+        prune_checkpoints(self.run.checkpoint_path, keep=2, newest=self.step, spare={self.anchor, self.best and self.best["step"]})
+        self.run.copy_to_mirror()
+
+    def set_anchor(self) -> bool:
+        """Whether this step's state is the one to roll back to from now on: at fixed steps, twenty a run, unless the last step failed."""
+        due = self.step % max(10, self.train.train_steps // 20) == 0 and self.guard.failures == 0
+        if due:
+            self.anchor, self.guard.tries = self.step, 0
+        return due
+
+    def set_best(self, held_out_loss: float) -> bool:
+        """Whether the averaged weights have the lowest held-out loss so far."""
+        better = math.isfinite(held_out_loss) and (self.best is None or held_out_loss < self.best["held_out_loss"])
+        if better:
+            self.best = {"step": self.step, "held_out_loss": held_out_loss}
+        return better
+
+    def roll_back(self) -> None:
+        """Take up weights, average and optimizer of the anchor. The step goes on, so the batches that failed are not drawn again."""
+        if self.run is None:
+            raise TrainingError(f"the weights are no longer finite at step {self.step}, and without a run folder there is nothing to go back to.")
+        self.guard.note_rollback(self.step)
+        self.accelerator.wait_for_everyone()
+        try:
+            found = read_checkpoint(step_folder(self.run.checkpoint_path, self.anchor))
+        except CheckpointError:
+            found = latest_checkpoint(self.run.checkpoint_path)
+        self._load(found)
 
     def place(self, draw: Any) -> Any:
         """This process's share of a global draw, on its device and in its precision."""
@@ -212,35 +263,42 @@ class _Session:
 
         return each_tensor(draw, share)
 
-    def _average_over_processes(self, loss: Tensor) -> float:
-        """Average gradients and the loss in one collective: no hooks, so iterations without a graph need no care."""
+    def _average_over_processes(self, output: LossOutput) -> tuple[float, float]:
+        """The loss and its unweighted mean. With many processes these and the gradients are averaged in one collective: no hooks,
+        so iterations without a graph need no care."""
+        losses = torch.stack([output.loss.detach().double(), output.per_sample.double().mean()])
         if self.accelerator.num_processes == 1:
-            return float(loss.detach())
+            return tuple(losses.tolist())
         gradients = [parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in self.parameters]
-        pieces = [loss.detach().to(gradients[0].dtype)[None], *(gradient.flatten() for gradient in gradients)]
+        pieces = [losses.to(gradients[0].dtype), *(gradient.flatten() for gradient in gradients)]
         mean, *means = self.accelerator.reduce(torch.cat(pieces), reduction="mean").split([len(piece) for piece in pieces])
         for parameter, piece in zip(self.parameters, means, strict=True):
             parameter.grad = _laid_out(piece.view(parameter.shape), parameter)
-        return float(mean)
+        return tuple(mean.tolist())
 
     def update(self, loss: Callable, draw: Any) -> tuple[LossOutput, float]:
-        """One optimizer step on a drawn batch; a step whose loss or gradient is not finite changes nothing."""
+        """One optimizer step on a drawn batch; a step whose loss or gradient is not finite, or whose loss is a spike, changes nothing."""
         for group in self.raw_optimizer.param_groups:
             group["lr"] = self.train.rate(self.step)
         with self.accelerator.autocast():
             output = loss(self.module, draw)
         self.accelerator.backward(output.loss)
-        if not math.isfinite(self._average_over_processes(output.loss)):  # its gradient may be finite: x^2 overflows before 2x
+        mean, unweighted = self._average_over_processes(output)
+        if not (math.isfinite(mean) and self.guard.trusts(unweighted)):  # its gradient may be finite: x^2 overflows before 2x
             self.parameters[0].grad = torch.full_like(self.parameters[0], math.nan)
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.train.clip_norm))
         if math.isfinite(norm) or self.accelerator.scaler is not None:  # the scaler skips such a step itself
             self.optimizer.step()
-        if math.isfinite(norm):
-            self.average.update_parameters(self.module)
-        else:
-            self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        broken = not bool(torch.stack(torch._foreach_norm(self.parameters)).isfinite().all())
+        if math.isfinite(norm) and not broken:
+            self.average.update_parameters(self.module)
+            self.guard.accept(unweighted)
+        else:
+            self.skipped += 1
+            if (self.guard.refuse() and self.run is not None) or broken:
+                self.roll_back()
         return output, norm
 
 
@@ -272,30 +330,31 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
     session.restore()
     meters, started, saved = _Meters(), time.monotonic(), time.monotonic()
     before, logged = session.seconds, (session.step, time.monotonic())
-    bar = tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True)
-    while session.step < train.train_steps and not _time_is_up(session, train):
-        output, norm = session.update(loss, _make_draw(session, batches, loss, session.step, DRAW))
-        session.seconds = before + time.monotonic() - started
-        meters.add(output)
-        bar.update()
-        due = session.step % train.log_every == 0 or session.step == train.train_steps
-        evaluate = held_out is not None and (session.step % train.eval_every == 0 or session.step == train.train_steps)
-        if due or evaluate:
-            speed = (session.step - logged[0]) * train.batch_size / max(time.monotonic() - logged[1], 1e-9)
-            row = {**meters.row(), "lr": train.rate(session.step - 1), "grad_norm": norm, "images_per_second": speed,
-                   "seconds": session.seconds, "skipped": session.skipped}
-            if evaluate:
-                row["held_out_loss"] = held_out_loss(session, held_out, loss)
-            bar.set_postfix(loss=f"{row['loss']:.4f}", images_s=f"{speed:.1f}")
-            meters, logged = _Meters(), (session.step, time.monotonic())
-            if run is not None and session.is_main:
-                row = run.log(session.step, **row)
-                if on_log is not None:
-                    on_log(row)
-        if time.monotonic() - saved > train.checkpoint_seconds:
-            session.save()
-            saved = time.monotonic()
-    bar.close()
+    with tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True) as bar:
+        while session.step < train.train_steps and not _time_is_up(session, train):
+            output, norm = session.update(loss, _make_draw(session, batches, loss, session.step, DRAW))
+            session.seconds = before + time.monotonic() - started
+            meters.add(output)
+            bar.update()
+            due = session.step % train.log_every == 0 or session.step == train.train_steps
+            keep = session.set_anchor()
+            evaluate = held_out is not None and (session.step % train.eval_every == 0 or session.step == train.train_steps)
+            if due or evaluate:
+                speed = (session.step - logged[0]) * train.batch_size / max(time.monotonic() - logged[1], 1e-9)
+                row = {**meters.row(), "lr": train.rate(session.step - 1), "grad_norm": norm, "images_per_second": speed,
+                       "seconds": session.seconds, "skipped": session.skipped, "rollbacks": session.guard.rollbacks}
+                if evaluate:
+                    row["held_out_loss"] = held_out_loss(session, held_out, loss)
+                    keep = session.set_best(row["held_out_loss"]) or keep
+                bar.set_postfix(loss=f"{row['loss']:.4f}", images_s=f"{speed:.1f}")
+                meters, logged = _Meters(), (session.step, time.monotonic())
+                if run is not None and session.is_main:
+                    row = run.log(session.step, **row)
+                    if on_log is not None:
+                        on_log(row)
+            if keep or time.monotonic() - saved > train.checkpoint_seconds:
+                session.save()
+                saved = time.monotonic()
     if session.step > 0 and session.seconds > before:
         session.save()
     session.accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +39,20 @@ def plan_training(train_steps: int, minutes: float, batch_size: int, learning_ra
                        eval_every=max(10, train_steps // 20))
 
 
-def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: str, start_over: bool = False) -> Run:
-    """Open the run folder of a stage; the same recipe continues there, another one is refused unless `start_over`."""
+def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: str, start_over: bool = False, mirror: str | Path = "") -> Run:
+    """Open the run folder of a stage; the same recipe continues there, another one is refused unless `start_over`.
+
+    mirror: a second folder to keep a copy in. Without one the environment variable IRIS_MIRROR (a mounted Drive, say) gives
+    each run a folder of its own there, so that notebooks need no further parameter.
+    """
     decides: dict[str, Any] = {"model": config.to_dict(), "data": data, "recipe": train.recipe()}
-    return Run.open(folder, decides, resume=not start_over)
+    return Run.open(folder, decides, resume=not start_over, mirror=mirror or _mirror_of(folder))
+
+
+def _mirror_of(folder: str | Path) -> Path | None:
+    """IRIS_MIRROR/runs/cpu/03 for the run folder runs/cpu/03; None without the variable."""
+    home, inside = os.environ.get("IRIS_MIRROR", ""), os.path.relpath(folder)
+    return Path(home).expanduser() / (Path(folder).name if inside.startswith("..") else inside) if home else None
 
 
 @dataclass(frozen=True)

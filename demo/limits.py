@@ -1,0 +1,178 @@
+"""What one visitor may ask of a server that all share: so many requests a minute, so large a body, so long a drawing, no fetching.
+
+Middleware around the whole app, so that no event can be forgotten, and for drawings a wrapper of the event's generator:
+
+    page.launch(..., app_kwargs={"middleware": visitor_limits(proxies=1)})
+    yield from within(120, moments)
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+REQUESTS, SECONDS = 30, 60.0  # a visitor may begin so many in so long
+MAX_JSON_BYTES = 2**20
+MAX_UPLOAD_BYTES = 12 * 2**20  # on the form; gradio's own `max_file_size` is on each file in it
+MAX_VISITORS = 10_000  # remembered at once
+_WORK = ("/queue/join", "/call/", "/run/", "/api/", "/upload")  # gradio's paths that make the server work
+Item = TypeVar("Item")
+
+
+class LimitError(ValueError):
+    """A request that takes more than its share; the message says what is allowed."""
+
+
+class RateLimit:
+    """At most `requests` in any `seconds` for each name; memory for `MAX_VISITORS` names."""
+
+    def __init__(self, requests: int = REQUESTS, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self.requests, self.seconds, self._clock = requests, seconds, clock
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()  # the name that was served longest ago comes first
+
+    def wait(self, name: str) -> float:
+        """0.0, and the request is counted; or the seconds until the next one of `name` will be served."""
+        now = self._clock()
+        times = self._times.setdefault(name, deque())
+        while times and now - times[0] >= self.seconds:
+            times.popleft()
+        if len(times) >= self.requests:
+            return self.seconds - (now - times[0])
+        times.append(now)
+        self._times.move_to_end(name)
+        if len(self._times) > MAX_VISITORS:
+            self._times.popitem(last=False)
+        return 0.0
+
+
+class Refusal(Exception):
+    """A request that is not let through: its status, a sentence, and headers of the answer."""
+
+    def __init__(self, status: int, sentence: str, **headers: str) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, headers
+
+
+class VisitorLimits:
+    """ASGI middleware: 429 above the rate, 413 for a body that is too large, 411 for one that does not say how large it is, 400 for
+    a file given by its address (gradio would fetch it, whatever its size), a number that is not finite, and an upload without a file.
+
+    proxies: how many trusted proxies stand before the server (a Space has one). With none the X-Forwarded-For header is a
+    visitor's own word and is not read.
+    """
+
+    def __init__(self, app: ASGIApp, rate: RateLimit, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES) -> None:
+        self.app, self.rate, self.proxies, self.upload_bytes = app, rate, proxies, upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        upload = scope["path"].endswith("/upload")
+        try:
+            self.check(scope)
+            await self.app(scope, receive if upload else await _read_json(receive), send)
+        except Refusal as refusal:
+            await _answer(send, refusal)
+        except TypeError:
+            if not upload:
+                raise
+            await _answer(send, Refusal(400, "The upload holds no file."))  # gradio trips over a form field in its place
+
+    def check(self, scope: Scope) -> None:
+        """Raise Refusal for a request that is too large or too soon; the others are counted."""
+        path, told = scope["path"], dict(scope["headers"]).get(b"content-length", b"")
+        limit = self.upload_bytes if path.endswith("/upload") else MAX_JSON_BYTES
+        if not told.isdigit():
+            raise Refusal(411, "Say how large the request is (Content-Length).")
+        if int(told[:20]) > limit:
+            raise Refusal(413, f"The request is too large; use at most {limit // 2**20} MiB.")
+        if any(work in path for work in _WORK):
+            seconds = math.ceil(self.rate.wait(visitor(scope, self.proxies)))
+            if seconds:
+                rate = f"{self.rate.requests} requests in {self.rate.seconds:g} seconds"
+                raise Refusal(429, f"More than {rate} are not served; try again in {seconds} s.", **{"retry-after": str(seconds)})
+
+
+async def _read_json(receive: Receive) -> Receive:
+    """The same request to be received again, after a look at its body; Refusal when that is not for gradio."""
+    messages, body, more = [], b"", True
+    while more:
+        messages.append(message := await receive())
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    try:
+        trouble = _trouble(json.loads(body))
+    except RecursionError:
+        trouble = "The request is nested too deeply."
+    except ValueError:
+        trouble = ""  # no JSON: the app says so itself
+    if trouble:
+        raise Refusal(400, trouble)
+
+    async def again() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return again
+
+
+def _trouble(value: Any) -> str:
+    """What a JSON value holds that gradio would fetch, or fail to tell in its own error message; "" for nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "Numbers must be finite."
+    if isinstance(value, dict):
+        path = value.get("path")
+        if isinstance(path, str) and path.lower().startswith(("http:", "https:")):
+            return "A file cannot be given by its address; upload it first."
+        value = list(value.values())
+    return next(filter(None, map(_trouble, value)), "") if isinstance(value, list) else ""
+
+
+async def _answer(send: Send, refusal: Refusal) -> None:
+    body = json.dumps({"detail": str(refusal), "error": str(refusal)}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **refusal.headers}
+    await send({"type": "http.response.start", "status": refusal.status, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def visitor_limits(requests: int = REQUESTS, seconds: float = SECONDS, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES) -> list[Middleware]:
+    """The middleware for `launch(app_kwargs={"middleware": ...})`."""
+    return [Middleware(VisitorLimits, rate=RateLimit(requests, seconds), proxies=proxies, upload_bytes=upload_bytes)]
+
+
+def visitor(scope: Scope, proxies: int = 0) -> str:
+    """Who asks: the address that the outermost trusted proxy saw, or the connection's own; of IPv6 the /64, which is one home."""
+    address = (scope.get("client") or ("unknown", 0))[0]
+    if proxies > 0:
+        forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
+        hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
+        address = hops[-min(proxies, len(hops))] if hops else address
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == 6 else str(known)
+
+
+def within(seconds: float, moments: Iterator[Item], clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:
+    """`moments` as they come; LimitError instead of the first one that is begun after `seconds`. `moments` is closed in any case."""
+    begun, stream = clock(), iter(moments)
+    try:
+        while True:
+            if clock() - begun > seconds:
+                raise LimitError(f"The drawing took longer than {seconds:g} seconds and was stopped; use fewer steps or iterations.")
+            try:
+                yield next(stream)
+            except StopIteration:
+                return
+    finally:
+        close: Any = getattr(stream, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,112 @@
+"""Laws of the limits on one visitor: never more than the rate in any window, nobody pays for another, what is refused costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from demo_server import free_port, nano_pipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo import limits
+from demo.app import create_demo, launch_options
+from demo.limits import LimitError, RateLimit, Refusal, VisitorLimits, visitor, visitor_limits, within
+
+
+@given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 2), st.floats(0, 7)), max_size=40))
+def test_no_window_holds_more_than_the_rate_and_a_wait_is_exact(requests: int, moves: list[tuple[int, float]]) -> None:
+    now, served = 0.0, {}
+    rate = RateLimit(requests, 10.0, lambda: now)
+    for name, pause in moves:
+        now += pause
+        recent = [moment for moment in served.get(name, []) if now - moment < 10.0]
+        wait = rate.wait(str(name))
+        assert (wait == 0.0) == (len(recent) < requests)
+        if wait == 0.0:
+            served.setdefault(name, []).append(now)
+        else:
+            assert wait == pytest.approx(10.0 - (now - recent[-requests]))
+
+
+def test_visitors_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_VISITORS", 3)
+    rate = RateLimit(1, 10.0, lambda: 0.0)
+    assert [rate.wait(name) for name in "abcd"] == [0.0] * 4 and len(rate._times) == 3
+    assert rate.wait("d") == 10.0 and rate.wait("a") == 0.0
+
+
+def scope(client: str, forwarded: str = "") -> dict:
+    return {"type": "http", "client": (client, 5), "headers": [(b"x-forwarded-for", forwarded.encode())] if forwarded else []}
+
+
+@pytest.mark.parametrize(("client", "forwarded", "proxies", "name"), [
+    ("1.2.3.4", "", 0, "1.2.3.4"), ("1.2.3.4", "6.6.6.6", 0, "1.2.3.4"), ("10.0.0.1", "6.6.6.6, 1.2.3.4", 1, "1.2.3.4"),
+    ("10.0.0.1", "6.6.6.6, 1.2.3.4, 10.0.0.9", 2, "1.2.3.4"), ("10.0.0.1", "", 1, "10.0.0.1"), ("10.0.0.1", "no address", 1, "no address"),
+    ("2001:db8::1", "", 0, "2001:db8::/64"), ("2001:db8::ffff:1", "", 0, "2001:db8::/64"),
+])
+def test_a_visitor_cannot_choose_a_name(client: str, forwarded: str, proxies: int, name: str) -> None:
+    assert visitor(scope(client, forwarded), proxies) == name
+
+
+def test_a_drawing_that_takes_too_long_is_stopped_and_closed() -> None:
+    now, closed = 0.0, []
+
+    def drawing() -> Iterator[int]:
+        nonlocal now
+        try:
+            for step in range(9):
+                now += 1.0
+                yield step
+        finally:
+            closed.append(True)
+
+    seen = []
+    with pytest.raises(LimitError, match="longer than 3 seconds"):
+        for step in within(3, drawing(), lambda: now):
+            seen.append(step)
+    assert seen == [0, 1, 2, 3] and closed == [True]
+    assert list(within(99, drawing(), lambda: now)) == list(range(9))
+    stopped = within(99, drawing(), lambda: now)
+    next(stopped)
+    stopped.close()
+    assert closed == [True] * 3
+
+
+def test_a_server_with_limits_refuses_with_a_sentence_and_serves_the_others(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = create_demo(nano_pipeline())
+    page.launch(**launch_options("127.0.0.1", free_port()), app_kwargs={"middleware": visitor_limits(2, 60.0, proxies=1)}, prevent_thread_lock=True)
+    try:
+        ask = {"data": ["red apple", "", 1, 1, 1, 1.0]}
+        url = f"{page.local_url}gradio_api/call/generate"
+        mine, other = {"x-forwarded-for": "1.1.1.1"}, {"x-forwarded-for": "2.2.2.2"}
+        replies = [httpx.post(url, json=ask, headers=mine) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200, 200, 429]
+        assert "requests in 60 seconds" in replies[2].json()["detail"] and 0 < int(replies[2].headers["retry-after"]) <= 60
+        reply = httpx.post(url, json=ask, headers=other)
+        assert "event: complete" in httpx.get(f"{url}/{reply.json()['event_id']}", timeout=60).text
+        assert httpx.post(url, content=b'{"data": ["' + b"x" * 2**20 + b'"]}', headers=other).status_code == 413
+        assert httpx.post(url, content=iter([b"{}"]), headers=other).status_code == 411
+        address = {"data": [{"deep": [{"path": "https://example.com/x.png", "meta": {"_type": "gradio.FileData"}}]}, "", 1, 1, 1, 1.0]}
+        fetch = httpx.post(url, json=address, headers={"x-forwarded-for": "3.3.3.3"})
+        assert fetch.status_code == 400 and "upload it first" in fetch.json()["detail"]
+        assert httpx.post(url, content=b"[" * 100_000, headers={"x-forwarded-for": "4.4.4.4"}).status_code in (400, 422)
+        for body in (b'{"data": Infinity}', b'{"data": [1e999]}', b'{"data": [[NaN]]}'):
+            assert httpx.post(url, content=body, headers={"x-forwarded-for": "5.5.5.5", "content-type": "application/json"}).status_code in (400, 429)
+        assert httpx.post(f"{page.local_url}gradio_api/upload", files={"files": ("", b"x")}).json()["detail"] == "The upload holds no file."
+        kept = httpx.post(f"{page.local_url}gradio_api/upload", files={"files": ("a.png", b"x")})
+        assert kept.status_code == 200 and kept.json()[0].endswith("a.png")
+        assert httpx.get(page.local_url, headers=mine).status_code == 200
+    finally:
+        page.close()
+
+
+def test_a_stop_is_never_counted() -> None:
+    watch = VisitorLimits(None, RateLimit(1, 60.0))
+    asked = {**scope("1.1.1.1"), "path": "/gradio_api/queue/join", "headers": [(b"content-length", b"5")]}
+    watch.check(asked)
+    with pytest.raises(Refusal, match="More than 1 requests in 60 seconds"):
+        watch.check(asked)
+    watch.check({**asked, "path": "/gradio_api/cancel"})
