@@ -129,7 +129,9 @@ def test_an_impulse_spreads_only_along_its_line_in_the_right_direction(recurrenc
 @torch.no_grad()
 def test_the_first_token_of_every_scan_enters_unscaled(recurrence: GatedLinearRecurrence) -> None:
     x = seeded(2, 4, 6, DIM, dtype=torch.float64)
-    _, inflow = recurrence.gates(x)
+    inward = recurrence.gate_weight.chunk(2, dim=-1)[1]
+    logits = torch.einsum("...bc,bcd->...bd", x.unflatten(-1, (recurrence.blocks, -1)), inward) + recurrence.gate_bias.chunk(2, dim=-1)[1][:, 0]
+    inflow = logits.flatten(-2).sigmoid() * x
     quarters = [part.chunk(4, dim=-1) for part in (recurrence(x), inflow)]
     for direction, edge in {RIGHT: (slice(None), 0), LEFT: (slice(None), -1), DOWN: (0, slice(None)), UP: (-1, slice(None))}.items():
         output, whole = (part[direction][:, edge[0], edge[1]] for part in quarters)

@@ -12,54 +12,74 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MATMUL_DFT_LIMIT = 16  # up to this side two small matrix products are as fast as the FFT, and they export everywhere
+MATMUL_DFT_LIMIT = 16  # up to this side matrix products are as fast as the FFT, and they export everywhere
+DENSE_DFT_LIMIT = 64  # up to this many tokens one product with the matrix of the whole 2-D transform is the fastest
 
 
 @lru_cache(maxsize=32)
-def _dft_matrix(length: int, half: bool) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of the orthonormal DFT matrix [frequencies, length], float64; `half` keeps n/2 + 1 rows."""
+def _axis_matrix(length: int, half: bool) -> Tensor:
+    """The orthonormal DFT matrix [frequencies, length], complex128; `half` keeps length // 2 + 1 rows."""
     rows = length // 2 + 1 if half else length
     angles = -2 * torch.pi * torch.outer(torch.arange(rows, dtype=torch.float64), torch.arange(length, dtype=torch.float64)) / length
-    return angles.cos() / length**0.5, angles.sin() / length**0.5
+    return torch.polar(torch.full_like(angles, length**-0.5), angles)
 
 
-def _matrix(length: int, half: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    real, imaginary = _dft_matrix(length, half)
-    return real.to(like), imaginary.to(like)
+def _mirrored(width: int) -> Tensor:
+    """How often each kept frequency counts in the inverse, [width // 2 + 1]: the discarded half mirrors the kept one, so
+
+    inner frequencies count twice; the imaginary parts of the zero and the Nyquist frequency act on nothing, as in irfft2.
+    """
+    return torch.tensor([1.0 if k == 0 or 2 * k == width else 2.0 for k in range(width // 2 + 1)], dtype=torch.float64)
+
+
+@lru_cache(maxsize=32)
+def _products(height: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The constant factors of both transforms for one grid. Complex products are real ones on stacked parts."""
+    rows, columns, twice = _axis_matrix(width, True), _axis_matrix(height, False), _mirrored(width)[:, None]
+    if height * width <= DENSE_DFT_LIMIT:
+        whole = torch.kron(columns, rows)  # [h * f, h * w]
+        back = (twice.repeat(height, 1) * whole).mT
+        made = {"real": whole.real, "imag": whole.imag, "back_real": back.real, "back_imag": back.imag}
+    else:
+        # Columns read (row, part) pairs and give one part each; backwards they write (row, part) pairs.
+        pairs = torch.stack([columns.real, -columns.imag], dim=-1), torch.stack([columns.imag, columns.real], dim=-1)
+        back = columns.mT.conj()
+        made = {"across": torch.cat([rows.real, rows.imag]), "real": pairs[0].flatten(1), "imag": pairs[1].flatten(1),
+                "back_real": torch.stack([back.real, back.imag], dim=1).flatten(0, 1),
+                "back_imag": torch.stack([-back.imag, back.real], dim=1).flatten(0, 1),
+                "back_across": torch.cat([twice * rows.real, twice * rows.imag]).mT}
+    return {name: matrix.to(device, dtype).contiguous() for name, matrix in made.items()}
+
+
+def _left(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix [m, n] times each of x [B, n, d]."""
+    return torch.bmm(matrix.expand(len(x), -1, -1), x)
 
 
 def rdft2(x: Tensor) -> tuple[Tensor, Tensor]:
     """Real-input 2-D DFT of [B, h, w, d] over h and w, orthonormal: real and imaginary part, each [B, h, w//2 + 1, d]."""
-    height, width = x.shape[1:3]
+    batch, height, width, dim = x.shape
     if max(height, width) > MATMUL_DFT_LIMIT:
         spectrum = torch.fft.rfft2(x, dim=(1, 2), norm="ortho")
         return spectrum.real, spectrum.imag
-    row_real, row_imag = _matrix(width, True, x)
-    column_real, column_imag = _matrix(height, False, x)
-    across = torch.cat([row_real, row_imag]) @ x  # [B, h, 2f, d]: both parts of the row transform at once
-    stacked = across.flatten(2)  # [B, h, 2f*d]
-    both = torch.cat([column_real, column_imag]) @ stacked
-    (rr, ri), (ir, ii) = (half.unflatten(2, across.shape[2:]).chunk(2, dim=2) for half in both.chunk(2, dim=1))
-    return rr - ii, ri + ir
+    by = _products(height, width, x.dtype, x.device)
+    if "across" in by:  # a row becomes its parts [2, f, d], so (row, part) is one axis for the columns
+        x = _left(by["across"], x.reshape(batch * height, width, dim))
+    lines = x.reshape(batch, by["real"].shape[1], -1)
+    return tuple(_left(by[part], lines).view(batch, height, -1, dim) for part in ("real", "imag"))
 
 
 def irdft2(real: Tensor, imag: Tensor, width: int) -> Tensor:
     """The inverse of `rdft2`: [B, h, width//2 + 1, d] twice -> [B, h, width, d]."""
-    height = real.shape[1]
+    batch, height, half, dim = real.shape
     if max(height, width) > MATMUL_DFT_LIMIT:
         return torch.fft.irfft2(torch.complex(real, imag), s=(height, width), dim=(1, 2), norm="ortho")
-    column_real, column_imag = _matrix(height, False, real)
-    row_real, row_imag = _matrix(width, True, real)
-    # The discarded half of the spectrum mirrors the kept one, so inner frequencies count twice; the imaginary parts of
-    # the zero and the Nyquist frequency have no effect on a real signal, as in irfft2.
-    weight = torch.full((width // 2 + 1, 1), 2.0, dtype=real.dtype, device=real.device)
-    weight[0] = 1.0
-    if width % 2 == 0:
-        weight[-1] = 1.0
-    parts = torch.cat([real, imag], dim=2).flatten(2)
-    both = torch.cat([column_real.mT, -column_imag.mT]) @ parts
-    (rr, ri), (ir, ii) = (half.unflatten(2, (-1, real.shape[-1])).chunk(2, dim=2) for half in both.chunk(2, dim=1))
-    return torch.cat([(weight * row_real).mT, (weight * row_imag).mT], dim=1) @ torch.cat([rr - ii, ri + ir], dim=2)
+    by = _products(height, width, real.dtype, real.device)
+    real, imag = (part.reshape(batch, by["back_real"].shape[1], -1) for part in (real, imag))
+    lines = torch.baddbmm(_left(by["back_real"], real), by["back_imag"].expand(batch, -1, -1), imag)
+    if "back_across" in by:
+        lines = _left(by["back_across"], lines.view(batch * height, 2 * half, dim))
+    return lines.view(batch, height, width, dim)
 
 
 class FourierPath(nn.Module):
@@ -77,26 +97,26 @@ class FourierPath(nn.Module):
         self.weight = nn.Parameter(0.02 * torch.randn(2, 2, blocks, size, size))
         self.bias = nn.Parameter(0.02 * torch.randn(2, 2, blocks, 1, size))
 
-    def _complex_linear(self, parts: Tensor, layer: int) -> Tensor:
-        """[blocks, n, 2*size] (real beside imaginary) -> the same shape: one real product does the complex one."""
-        real, imag = self.weight[layer].to(parts.dtype)
-        matrix = torch.cat([torch.cat([real, imag], dim=-1), torch.cat([-imag, real], dim=-1)], dim=-2)
-        return torch.baddbmm(torch.cat(tuple(self.bias[layer].to(parts.dtype)), dim=-1), parts, matrix)
+    def _complex_linear(self, real: Tensor, imag: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Complex [blocks, n, size] in two parts -> the same: four real products, no matrix put together for them."""
+        (w_real, w_imag), (b_real, b_imag) = self.weight[layer].to(real.dtype), self.bias[layer].to(real.dtype)
+        return (torch.baddbmm(torch.baddbmm(b_real, real, w_real), imag, w_imag, alpha=-1),
+                torch.baddbmm(torch.baddbmm(b_imag, real, w_imag), imag, w_real))
 
-    def spectrum(self, x: Tensor) -> Tensor:
-        """The filtered spectrum before the inverse transform: [blocks, B*h*(w//2+1), 2*size], real beside imaginary."""
-        parts = torch.stack([half.unflatten(-1, (self.blocks, -1)) for half in rdft2(x)], dim=-2)
-        parts = parts.flatten(0, 2).flatten(2).transpose(0, 1)
-        parts = self._complex_linear(F.relu(self._complex_linear(parts, 0)), 1)
-        return F.softshrink(parts, self.shrink)
+    def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The filtered spectrum before the inverse transform: real and imaginary part, each [blocks, B*h*(w//2+1), size]."""
+        real, imag = (part.flatten(0, 2).unflatten(-1, (self.blocks, -1)).transpose(0, 1) for part in rdft2(x))
+        real, imag = (F.relu(part) for part in self._complex_linear(real, imag, 0))
+        real, imag = (F.softshrink(part, self.shrink) for part in self._complex_linear(real, imag, 1))
+        return real, imag
 
     def forward(self, x: Tensor, record: bool = False) -> tuple[Tensor, float]:
         """[B, h, w, dim] -> the same shape, and the share of coefficients that softshrink set to zero (NaN unless `record`)."""
         batch, height, width, _ = x.shape
         with torch.autocast(x.device.type, enabled=False):
             source = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            parts = self.spectrum(source)
-            zeroed = (parts == 0).float().mean().item() if record else float("nan")
-            grid = parts.transpose(0, 1).reshape(batch, height, width // 2 + 1, self.blocks, 2, -1)
-            real, imag = (half.flatten(3) for half in grid.unbind(4))
-            return (source + irdft2(real, imag, width)).to(x.dtype), zeroed
+            real, imag = self.spectrum(source)
+            zeroed = torch.stack([real == 0, imag == 0]).float().mean().item() if record else float("nan")
+            real, imag = (part.view(self.blocks * batch, height, width // 2 + 1, -1) for part in (real, imag))
+            filtered = irdft2(real, imag, width).view(self.blocks, batch, height, width, -1)
+            return (source.unflatten(-1, (self.blocks, -1)) + filtered.permute(1, 2, 3, 0, 4)).flatten(3).to(x.dtype), zeroed

@@ -48,21 +48,21 @@ class GRFM(nn.Module):
         self.alpha = nn.Parameter(torch.full((self.heads, 1), 0.5))
         self.out = nn.Linear(config.dim, config.dim)
 
-    def paths(self, x: Tensor, record: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-        """The gate [B, h, w, heads, 1], the three terms before weighting [B, h, w, heads, c], and softshrink's share."""
+    def paths(self, x: Tensor, record: bool = False) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor], float]:
+        """The gates g and s [B, h, w, heads, 1], the three normalised paths [B, h, w, heads, c], and softshrink's share."""
         inner, logits = self.input(x).split([x.shape[-1], 2 * self.heads], dim=-1)
         gate, spatial_gate = logits.sigmoid().unsqueeze(-1).chunk(2, dim=-2)
         fourier, zeroed = self.fourier(x, record)
-        terms = (normalize(path).unflatten(-1, (self.heads, -1)) for path in (fourier, self.recurrence(inner), self.spatial(x)))
-        fourier, recurrent, spatial = terms
-        return gate, fourier, recurrent, spatial_gate * spatial, zeroed
+        paths = (normalize(path).unflatten(-1, (self.heads, -1)) for path in (fourier, self.recurrence(inner), self.spatial(x)))
+        return gate, spatial_gate, tuple(paths), zeroed
 
     def forward(self, x: Tensor, record: bool = False) -> tuple[Tensor, MixerMaps | None]:
-        gate, fourier, recurrent, spatial, zeroed = self.paths(x, record)
-        mixed = torch.addcmul(torch.lerp(recurrent, fourier, gate), self.alpha.to(x.dtype), spatial)
+        gate, spatial_gate, (fourier, recurrent, spatial), zeroed = self.paths(x, record)
+        share = self.alpha.to(x.dtype) * spatial_gate
+        mixed = torch.addcmul(torch.lerp(recurrent, fourier, gate), share, spatial)
         maps = None
         if record:
-            norms = [term.flatten(3).norm(dim=-1) for term in (gate * fourier, (1 - gate) * recurrent, self.alpha * spatial)]
+            norms = [term.flatten(3).norm(dim=-1) for term in (gate * fourier, (1 - gate) * recurrent, share * spatial)]
             shares = torch.stack(norms, dim=-1)
             maps = MixerMaps(gate.mean((-1, -2)), shares / shares.sum(-1, keepdim=True), zeroed)
         return self.out(mixed.flatten(3)), maps

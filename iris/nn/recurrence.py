@@ -12,17 +12,30 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 MEMORY = (0.7, 16.0)
 
 
-def _forward_scan(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    states = torch.empty_like(b)
-    slices = tuple(zip(a.unbind(dim), b.unbind(dim), states.unbind(dim), strict=True))
+def _run(a: Tensor, b: Tensor, states: Tensor, dim: int, backwards: bool = False, lag: int = 0) -> None:
+    """h_t = a_t h_{t-1} + b_t into `states`; `backwards` starts at the last token. With `lag` 1, a_{t-1} (its order) stands for a_t."""
+    slices = list(zip(a.unbind(dim), b.unbind(dim), states.unbind(dim), strict=True))
+    if backwards:
+        slices.reverse()
     previous = slices[0][2].copy_(slices[0][1])
-    for decay, inflow, state in slices[1:]:
-        previous = torch.addcmul(inflow, decay, previous, out=state)
+    for step in range(1, len(slices)):
+        previous = torch.addcmul(slices[step][1], slices[step - lag][0], previous, out=slices[step][2])
+
+
+def _scan(a: Tensor, b: Tensor, dim: int, ways: int | None, adjoint: bool = False) -> Tensor:
+    """The scan, or its adjoint g_t = b_t + a_{t+1} g_{t+1}: the same loop from the other end."""
+    states = torch.empty_like(b)
+    if ways is None:
+        _run(a, b, states, dim, adjoint, int(adjoint))
+    else:
+        for way, parts in enumerate(zip(a.unbind(ways), b.unbind(ways), states.unbind(ways), strict=True)):
+            _run(*parts, dim - (ways < dim), bool(way) != adjoint, int(adjoint))
     return states
 
 
@@ -30,35 +43,86 @@ class _LinearScan(torch.autograd.Function):
     """The scan with its closed-form gradient: g_t = dL/dh_t + a_{t+1} g_{t+1}; dL/db = g, dL/da_t = g_t * h_{t-1}."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, dim: int) -> Tensor:
-        states = _forward_scan(a, b, dim)
+    def forward(ctx, a: Tensor, b: Tensor, dim: int, ways: int | None) -> Tensor:
+        states = _scan(a, b, dim, ways)
         ctx.save_for_backward(a, states)
-        ctx.dim = dim
+        ctx.dim, ctx.ways = dim, ways
         return states
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         a, states = ctx.saved_tensors
-        grad_b = torch.empty_like(gradient)
-        slices = tuple(zip(a.unbind(ctx.dim), gradient.unbind(ctx.dim), grad_b.unbind(ctx.dim), strict=True))
-        following = slices[-1][2].copy_(slices[-1][1])
-        for index in range(len(slices) - 2, -1, -1):
-            following = torch.addcmul(slices[index][1], slices[index + 1][0], following, out=slices[index][2])
-        grad_a = torch.zeros_like(a)
+        grad_b = _scan(a, gradient, ctx.dim, ctx.ways, adjoint=True)
+        grad_a = torch.empty_like(grad_b)
         length = a.shape[ctx.dim]
-        torch.mul(grad_b.narrow(ctx.dim, 1, length - 1), states.narrow(ctx.dim, 0, length - 1),
-                  out=grad_a.narrow(ctx.dim, 1, length - 1))
-        return grad_a, grad_b, None
+        parts = [(grad_b, states, grad_a)] if ctx.ways is None else zip(*(part.unbind(ctx.ways) for part in (grad_b, states, grad_a)), strict=True)
+        dim = ctx.dim - (ctx.ways is not None and ctx.ways < ctx.dim)
+        for way, (g, h, out) in enumerate(parts):   # h_{t-1} lies one to the left, or to the right where the scan runs backwards
+            here, before = (0, 1) if way else (1, 0)
+            torch.mul(g.narrow(dim, here, length - 1), h.narrow(dim, before, length - 1), out=out.narrow(dim, here, length - 1))
+            out.select(dim, length - 1 if way else 0).zero_()
+        return grad_a, grad_b, None, None
 
 
-def linear_scan(a: Tensor, b: Tensor, dim: int) -> Tensor:
+def linear_scan(a: Tensor, b: Tensor, dim: int, ways: int | None = None) -> Tensor:
     """h_t = a_t * h_{t-1} + b_t along `dim`, h before the first is 0. `a` and `b` share shape and dtype.
 
-    The Python loop has as many turns as `dim` is long (the side of a grid) and each turn advances every other axis.
+    `ways` names an axis of length 2 whose second half is scanned from the end to the start. The Python loop has as many
+    turns as `dim` is long (the side of a grid) and each turn advances every other axis.
     """
+    if torch.compiler.is_exporting():
+        return _traced_scan(a, b, dim, ways)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return _LinearScan.apply(a, b, dim)
-    return _forward_scan(a, b, dim)
+        return _LinearScan.apply(a, b, dim, ways)
+    return _scan(a, b, dim, ways)
+
+
+def _traced_scan(a: Tensor, b: Tensor, dim: int, ways: int | None) -> Tensor:
+    """The same without writing into slices, which a graph for export cannot express well."""
+    if ways is not None:
+        (there, back), (b_there, b_back) = a.unbind(ways), b.unbind(ways)
+        inner = dim - (ways < dim)
+        return torch.stack([_traced_scan(there, b_there, inner, None), _traced_scan(back.flip(inner), b_back.flip(inner), inner, None).flip(inner)], ways)
+    states: list[Tensor] = []
+    for decay, inflow in zip(a.unbind(dim), b.unbind(dim), strict=True):
+        states.append(inflow + decay * states[-1] if states else inflow)
+    return torch.stack(states, dim)
+
+
+class _Gates(torch.autograd.Function):
+    """Logits [..., n, c] of both gates, x alike and ln a at an open gate [..., 1, c] -> a_t and sqrt(1 - a_t^2) * (i_t * x_t).
+
+    `edges` are index tuples of the tokens that enter unscaled. Gradients in closed form: with s = sqrt(1 - a^2),
+    da/dln a = a and ds/dln a = -a^2 / s.
+    """
+
+    @staticmethod
+    def forward(ctx, recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
+        recurrence, inflow = recurrence.sigmoid(), inflow.sigmoid()
+        grown = (recurrence * rate).expm1_()   # a - 1, exact where a is near 1
+        decay = grown + 1
+        scale = torch.addcmul(grown, grown, decay).neg_().add_(1e-8).sqrt_()   # 1 - a^2 = -(a - 1)(a + 1)
+        for edge in edges:
+            scale.view(shape)[edge] = 1.0
+        ctx.save_for_backward(recurrence, inflow, x, rate, decay, scale)
+        ctx.shape, ctx.edges = shape, edges
+        return decay, (inflow * x).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_decay: Tensor, grad_input: Tensor) -> tuple[Tensor | None, ...]:
+        recurrence, inflow, x, rate, decay, scale = ctx.saved_tensors
+        entering = inflow * x
+        through_scale = (grad_input * entering).mul_(decay).div_(scale)
+        for edge in ctx.edges:
+            through_scale.view(ctx.shape)[edge] = 0.0
+        grad_log = grad_decay.sub(through_scale).mul_(decay)
+        grad_rate = torch.einsum("...nc,...nc->...c", grad_log, recurrence).unsqueeze(-2)
+        scaled = grad_input * scale
+        grad_x = scaled * inflow
+        grad_inflow = torch.ops.aten.sigmoid_backward(scaled.mul_(x), inflow)
+        return torch.ops.aten.sigmoid_backward(grad_log.mul_(rate), recurrence), grad_inflow, grad_x, grad_rate, None, None
 
 
 class GatedLinearRecurrence(nn.Module):
@@ -82,30 +146,28 @@ class GatedLinearRecurrence(nn.Module):
         """Tokens after which a state has decayed to 1/e at a gate of one half, [dim]."""
         return 1.0 / (4.0 * F.softplus(self.decay.detach().float()))
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log a_t and the gated input i_t * x_t, both [B, h, w, dim]."""
-        blocks = x.flatten(0, 2).unflatten(-1, (self.blocks, -1)).transpose(0, 1)
-        gates = torch.baddbmm(self.gate_bias.to(x.dtype), blocks, self.gate_weight.to(x.dtype)).sigmoid().transpose(0, 1)
-        recurrence, inflow = (part.reshape(x.shape) for part in gates.chunk(2, dim=-1))
-        return recurrence * (-8.0 * F.softplus(self.decay.to(x.dtype))), inflow * x
-
     def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
         with torch.autocast(x.device.type, enabled=False):
             source = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            log_a, inflow = self.gates(source)
-            scale = torch.sqrt(-torch.expm1(2.0 * log_a) + 1e-8)
-            decay = log_a.exp()
-            quarters = [parts.chunk(4, dim=-1) for parts in (decay, scale, inflow)]
-            outputs = [_scan_both_ways(*(part[2 * axis: 2 * axis + 2] for part in quarters), dim=2 - axis) for axis in (0, 1)]
-            return torch.cat([half for pair in outputs for half in pair], dim=-1).to(x.dtype)
+            along_rows, along_columns = source.unflatten(-1, (4, self.blocks // 4, -1)).split(2, dim=-3)
+            # [axis, way, block, B, time, line, c]: one scan for all four directions, each turn on contiguous memory.
+            rows, columns = along_rows.permute(3, 4, 0, 2, 1, 5), along_columns.permute(3, 4, 0, 1, 2, 5)
+            if height == width:
+                rows, columns = self._scan_lines(torch.stack([rows, columns]), 0)
+            else:
+                rows, columns = (self._scan_lines(lines[None].contiguous(), axis)[0] for axis, lines in enumerate((rows, columns)))
+            states = torch.stack([rows.permute(2, 4, 3, 0, 1, 5), columns.permute(2, 3, 4, 0, 1, 5)], dim=3)
+            return states.reshape(x.shape).to(x.dtype)
 
-
-def _scan_both_ways(decay: tuple[Tensor, ...], scale: tuple[Tensor, ...], inflow: tuple[Tensor, ...], dim: int) -> tuple[Tensor, Tensor]:
-    """Scan the first of each pair forwards and the second backwards along `dim`; two outputs [B, h, w, c]."""
-    a, s, x = (torch.stack([first, second.flip(dim)]) for first, second in (decay, scale, inflow))
-    # The first token has no past to make room for: it enters unscaled (Griffin's code).
-    first = torch.zeros(x.shape[dim + 1], dtype=x.dtype, device=x.device)
-    first[0] = 1.0
-    first = first.view(-1, *[1] * (x.ndim - dim - 2))
-    states = linear_scan(a, x * torch.lerp(s, torch.ones_like(s[:1, :1, :1, :1, :1]), first), dim + 1)
-    return states[0], states[1].flip(dim)
+    def _scan_lines(self, lines: Tensor, first_axis: int) -> Tensor:
+        """Gates and scan of `lines` [axes, way, block, B, time, line, c], from axis `first_axis` on."""
+        blocks = slice(first_axis * self.blocks // 2, first_axis * self.blocks // 2 + len(lines) * self.blocks // 2)
+        x = lines.view(-1, lines.shape[3:-1].numel(), lines.shape[-1])   # [blocks, n, c]
+        weights, biases = self.gate_weight[blocks].to(x.dtype).chunk(2, dim=-1), self.gate_bias[blocks].to(x.dtype).chunk(2, dim=-1)
+        logits = (torch.baddbmm(bias, x, weight) for bias, weight in zip(biases, weights, strict=True))
+        rate = -8.0 * F.softplus(self.decay.to(x.dtype)).view(self.blocks, 1, -1)[blocks]
+        # The first token has no past to make room for: it enters unscaled (Griffin's code).
+        first = ((slice(None), 0, slice(None), slice(None), 0), (slice(None), 1, slice(None), slice(None), -1))
+        decay, inflow = _Gates.apply(*logits, x, rate, lines.shape, first)
+        return linear_scan(decay.view(lines.shape), inflow.view(lines.shape), dim=4, ways=1)

@@ -38,6 +38,8 @@ class ManhattanDecay(nn.Module):
         batch, height, width, dim = x.shape
         heads = len(self.logit)
         rows, columns = (self.axis_filter(length).to(x.dtype) for length in (height, width))
-        by_head = x.view(batch, height, width, heads, -1).permute(0, 3, 1, 2, 4)  # [B, heads, h, w, c]
-        mixed = (rows[:, :] @ by_head.flatten(3)).unflatten(3, (width, -1))
-        return (columns[:, None] @ mixed).permute(0, 2, 3, 1, 4).reshape(batch, height, width, dim)
+        lines = x.view(batch, height, width, heads, -1).permute(3, 1, 2, 0, 4).reshape(heads, height, -1)  # [heads, h, w*B*c]
+        mixed = torch.bmm(rows, lines).view(heads * height, width, -1)
+        columns = columns[:, None].expand(-1, height, -1, -1).reshape(heads * height, width, width)
+        mixed = torch.bmm(columns, mixed).view(heads, height, width, batch, -1)
+        return mixed.permute(3, 1, 2, 0, 4).reshape(batch, height, width, dim)
