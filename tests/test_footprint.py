@@ -85,9 +85,11 @@ def test_attention_is_counted_by_its_closed_form():
     assert fp.measure_footprint(config).flops["core"] == linears + attention
 
 
-def test_the_fft_is_added_where_the_counter_does_not_see_it():
-    assert fp.fft_flops("grfm", 16, 32) == 0 and fp.fft_flops("attention", 32, 32) == 0
-    assert fp.fft_flops("fourier", 32, 8) == 2 * 8 * 2.5 * 1024 * 10
+def test_the_fft_is_added_where_the_counter_does_not_see_it(monkeypatch: pytest.MonkeyPatch):
+    assert fp.fft_flops("grfm", 64, 32) == 0 and fp.fft_flops("attention", 128, 32) == 0
+    assert fp.fft_flops("fourier", 128, 8) == 2 * 8 * 2.5 * 16384 * 14
+    monkeypatch.setattr(fp, "MATMUL_DFT_LIMIT", 16)
+    monkeypatch.setattr("iris.nn.fourier.MATMUL_DFT_LIMIT", 16)
     config = preset("nano", generator__latent_size=32, autoencoder__image_size=128)
     model, found = IRISModel(config), fp.measure_footprint(config)
     assert found.flops["core"] > 2 * fp.fft_flops("grfm", 32, 32) > 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from iris.nn import fourier
 from iris.nn.fourier import FourierPath, irdft2, rdft2
 
-SIZES = [(4, 6), (6, 4), (5, 7), (7, 5), (1, 4), (8, 1), (16, 16), (18, 20), (17, 3)]
+SIZES = [(4, 6), (6, 4), (5, 7), (7, 5), (1, 4), (8, 1), (8, 8), (16, 16), (18, 20), (17, 3)]  # up to 64 tokens densely, above by axes
 
 
 def path(dim: int = 8, blocks: int = 2, shrink: float = 0.01, scale: float = 0.3) -> FourierPath:

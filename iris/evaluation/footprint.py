@@ -47,7 +47,7 @@ class Footprint:
 
     flops: keys "text" (adapter, keys and values of one prompt), "prelude", "core" (ONE iteration), "coda", "encoder",
     "decoder"; a multiply-add counts as 2. Counted are matrix products, convolutions and attention, as torch's FlopCounterMode
-    does, plus 2.5 N log2 N for every real FFT, which it leaves out (grids above 16 x 16; below, the transform is a matrix
+    does, plus 2.5 N log2 N for every real FFT, which it leaves out (grids above 64 x 64; below, the transform is a matrix
     product and is counted as such). Elementwise work is not counted: norms, gates, the scan, the Haar transform.
     text_parameters: the frozen text encoder, None where its package or weights are not there.
     """
@@ -182,7 +182,7 @@ def fft_flops(mixer: str, side: int, dim: int) -> int:
     """Work of one layer's FFTs, forth and back, that FlopCounterMode does not see: 2 * dim * 2.5 N log2 N with N = side^2.
 
     5 N log2 N is the customary count of a complex FFT (Cooley and Tukey); a real one takes half. 0 where the transform is a
-    matrix product (sides up to 16) or the mixer has none.
+    matrix product (sides up to 64) or the mixer has none.
     """
     if mixer not in ("grfm", "fourier") or side <= MATMUL_DFT_LIMIT:
         return 0

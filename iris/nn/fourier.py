@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MATMUL_DFT_LIMIT = 16  # up to this side matrix products are as fast as the FFT, and they export everywhere
+MATMUL_DFT_LIMIT = 64  # up to this side matrix products are faster than the FFT on a CPU, and they export everywhere
 DENSE_DFT_LIMIT = 64  # up to this many tokens one product with the matrix of the whole 2-D transform is the fastest
 
 
