@@ -198,12 +198,12 @@ PRESETS: dict[str, IRISConfig] = {
                                   core_layers=2, coda_blocks=1, core_ffn=64, outer_ffn=64, mean_iterations=4, fourier_blocks=4),
         text=TextConfig(encoder="toy", dim=32, max_tokens=16),
     ),
-    # For two CPU cores: 64 px pictures on an 8 x 8 grid.
+    # For two CPU cores: 64 px pictures on an 8 x 8 grid. One core layer, so that thinking is iterating.
     "micro": IRISConfig(
         name="micro",
         autoencoder=AutoencoderConfig(image_size=64, downsample=8, haar_levels=2, encoder_channels=(128, 192), decoder_channels=(160, 256)),
-        generator=GeneratorConfig(latent_size=8, dim=256, head_dim=32, text_dim=384, text_tokens=24, text_adapter=True, core_layers=2,
-                                  core_ffn=768, outer_ffn=512, mean_iterations=4),
+        generator=GeneratorConfig(latent_size=8, dim=256, head_dim=32, text_dim=384, text_tokens=24, text_adapter=True, core_layers=1,
+                                  core_ffn=1024, outer_ffn=512, mean_iterations=6, core_stride=2),
         text=_minilm(),
     ),
     # The specification's three, with CLIP-L/14 text states.

@@ -248,7 +248,7 @@ def test_iterations_without_gradient_cost_no_graph(generator64: Generator, input
 def test_iterating_leaves_the_callers_grad_mode_alone(generator64: Generator, inputs) -> None:
     z, t, text = inputs
     context = generator64.condition(text)
-    for state in generator64.iterate(generator64.embed(z, t, context), context, 4, grad_iterations=2):
+    for state in generator64.iterate(generator64.embed(z, t, context), context, 4, differentiated=(3, 4)):
         assert torch.is_grad_enabled() and state.tokens.requires_grad == (state.iteration > 2)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iris.config import ConfigError, GeneratorConfig, preset
 from iris.flow import interpolate
 from iris.nn.autoencoder import WaveletVAE
-from iris.nn.generator import INITIAL_STATE_STD, Generator
+from iris.nn.generator import INITIAL_STATE_STD, CoreState, Generator
 from iris.nn.haar import haar_idwt2
 from iris.rng import rng_for
 from iris.training.batches import LatentBatch, each_tensor
@@ -42,16 +42,33 @@ def double(draw):
 
 
 class Field(nn.Module):
-    """A velocity field given as a function of z and t, with a generator's signature; remembers how it was called."""
+    """A velocity field given as a function of z and t, with a generator's methods; remembers how it was called.
 
-    def __init__(self, field, config: GeneratorConfig = CONFIG) -> None:
+    `by_depth` is added to the field's velocity once for each iteration that the full depth has and a readout has not.
+    """
+
+    def __init__(self, field, config: GeneratorConfig = CONFIG, by_depth: float = 0.0) -> None:
         super().__init__()
-        self.field, self.config = field, config
-        self.calls: list[tuple] = []
+        self.field, self.config, self.by_depth = field, config, by_depth
+        self.conditions: list[tuple] = []
+        self.walks: list[tuple] = []  # (t, depth, state, differentiated) of each `iterate`
 
     def forward(self, z, t, *rest):
-        self.calls.append(rest)
         return self.field(z, t)
+
+    def condition(self, tokens, mask=None, drop=None):
+        self.conditions.append((tokens, mask, drop))
+
+    def embed(self, z, t, context):
+        return z, t
+
+    def iterate(self, embedded, context, num_iterations, state=None, record=False, differentiated=None):
+        self.walks.append((embedded[1], num_iterations, state, differentiated))
+        for iteration in range(1, num_iterations + 1):
+            yield CoreState(iteration, torch.full((1,), float(num_iterations - iteration)))
+
+    def readout(self, tokens, embedded):
+        return self.field(*embedded) + self.by_depth * float(tokens)
 
 
 # --- random depth ------------------------------------------------------------------------------------------------------
@@ -199,9 +216,53 @@ def test_the_network_is_asked_with_the_draw() -> None:
     loss = RectifiedFlowLoss(grad_iterations=2)
     draw, field = loss.draw(Field(None), batch(), rng_for(0)), Field(lambda z, t: z)
     loss(field, draw)
-    tokens, depth, mask, drop, grad_iterations, state = field.calls[0]
-    assert tokens is draw.tokens and mask is draw.mask and drop is draw.drop and state is draw.state
-    assert depth == draw.depth and grad_iterations == 2
+    (tokens, mask, drop), = field.conditions
+    (t, depth, state, differentiated), = field.walks
+    assert tokens is draw.tokens and mask is draw.mask and drop is draw.drop and state is draw.state and t is draw.t
+    assert depth == draw.depth and {i for i in differentiated if i >= 1} == {i for i in (depth - 1, depth) if i >= 1}
+
+
+def test_an_exit_learns_the_truth_at_first_and_the_full_depth_at_last() -> None:
+    """The field is off by `by_depth` for every missing iteration: its distance to truth and to the full depth is known."""
+    loss = RectifiedFlowLoss(exit_weight=0.5, exit_steps=100, grad_iterations=1)
+    draw = dataclasses.replace(loss.draw(Field(None), batch(), rng_for(0)), depth=5, exit=3)
+    truth = interpolate(draw.latents, draw.noise, draw.t).velocity
+    field = Field(lambda z, t: truth + 0.1, by_depth=0.2)
+    for step, early in ((0, 0.5**2), (50, (0.5**2 + 0.4**2) / 2), (100, 0.4**2), (300, 0.4**2)):
+        loss.at_step(step)
+        output = loss(field, draw)
+        assert float(output.loss) == pytest.approx(0.1**2 + 0.5 * early, rel=1e-4)
+        torch.testing.assert_close(output.per_sample, torch.full((4,), 0.01))
+    assert field.walks[0][3] == {3, 5}
+    exits = {loss.draw(Field(None), batch(), rng_for(step)).exit for step in range(64)}
+    assert len(exits) > 3 and all(d.exit < d.depth for d in (loss.draw(Field(None), batch(), rng_for(step)) for step in range(64)))
+
+
+def test_the_exits_teacher_is_stopped() -> None:
+    """With all weight on the full depth's answer, the exit's gradient is that of its distance to a constant."""
+    generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(exit_weight=1.0, exit_steps=1, grad_iterations=9)
+    draw = double(dataclasses.replace(loss.draw(generator, batch(), rng_for(0)), depth=3, exit=1, warm_from=None))
+    loss.at_step(1)
+    weights = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    ours = torch.autograd.grad(loss(generator, draw).loss, weights, allow_unused=True)
+    path = interpolate(draw.latents, draw.noise, draw.t)
+    early, full = (generator(path.z_t, draw.t, draw.tokens, depth, draw.mask, draw.drop, None, draw.state) for depth in (1, 3))
+    expected = torch.autograd.grad((full - path.velocity).square().mean() + (early - full.detach()).square().mean(), weights, allow_unused=True)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-7)
+
+
+def test_a_warm_step_starts_from_the_state_at_the_noisier_time() -> None:
+    generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(warm_start=1.0)
+    draw = double(loss.draw(generator, batch(), rng_for(0)))
+    assert (draw.warm_from > draw.t).all() and (draw.warm_from <= 1).all() and (draw.warm_from - draw.t <= 0.4 + 1e-6).all()
+    z = interpolate(draw.latents, draw.noise, draw.warm_from).z_t
+    context = generator.condition(draw.tokens, draw.mask, draw.drop)
+    *_, before = generator.iterate(generator.embed(z, draw.warm_from, context), context, draw.depth, draw.state)
+    cold = dataclasses.replace(draw, warm_from=None, state=before.tokens.detach())
+    torch.testing.assert_close(loss(generator, draw).loss, loss(generator, cold).loss, atol=1e-12, rtol=0)
+    shares = [RectifiedFlowLoss(warm_start=0.25).draw(generator, batch(), rng_for(step)).warm_from is not None for step in range(400)]
+    assert 0.19 < sum(shares) / 400 < 0.31
 
 
 def test_captions_are_dropped_at_their_rate_and_states_start_within_huginns() -> None:

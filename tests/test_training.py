@@ -272,7 +272,7 @@ def test_two_processes_are_one_with_the_doubled_batch_in_stage_1(tmp_path: Path)
 def test_two_processes_of_the_command_line_are_one_in_stage_3(stage_1: Path, tmp_path: Path) -> None:
     from iris.training.__main__ import Stage, main
 
-    options = {"data": "scenes", "preset": "nano", "init": str(stage_1), "limit": 24, "train-steps": 5, "batch-size": 8, "precision": "fp64"}
+    options = {"data": "scenes", "preset": "nano", "init": str(stage_1), "limit": 24, "train-steps": 5, "batch-size": 8, "precision": "fp64", "optimizer": "adamw"}
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     launch_two("-m", "iris.training", "text-to-image", "--run", str(tmp_path / "two"), *flags)
     main(Stage.text_to_image, tmp_path / "one", **{name.replace("-", "_"): value for name, value in options.items()})

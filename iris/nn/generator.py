@@ -10,7 +10,7 @@ reports/LOG.md, 2026-11-25); with `core_stride` 2 the core reads and refines one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -210,18 +210,17 @@ class Generator(nn.Module):
         return Embedded(x, normalize(self.merge(x)), condition)
 
     def iterate(self, embedded: Embedded, context: TextContext, num_iterations: int, state: Tensor | None = None,
-                record: bool = False, grad_iterations: int | None = None) -> Iterator[CoreState]:
+                record: bool = False, differentiated: Collection[int] | None = None) -> Iterator[CoreState]:
         """Yield the core's state after each of `num_iterations` iterations: the depth axis, open for inspection.
 
-        `state` is the state to start from (zeros by default); with `grad_iterations` = k only the last k iterations
-        keep a graph (truncated backpropagation).
+        `state` is the state to start from (zeros by default). Only the iterations (from 1) in `differentiated` keep a graph
+        (truncated backpropagation; None: all).
         """
         if num_iterations < 1:
             raise ValueError(f"num_iterations is {num_iterations}; use 1 or more.")
         tokens = torch.zeros_like(embedded.injected) if state is None else state.to(embedded.injected)
-        without_grad = num_iterations - (num_iterations if grad_iterations is None else grad_iterations)
         for iteration in range(1, num_iterations + 1):
-            keep_graph = torch.is_grad_enabled() and iteration > without_grad
+            keep_graph = torch.is_grad_enabled() and (differentiated is None or iteration in differentiated)
             with torch.set_grad_enabled(keep_graph):
                 current = self.core(tokens, embedded.injected, embedded.condition, context, iteration, record)
             yield current
@@ -237,11 +236,15 @@ class Generator(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, text_tokens: Tensor, num_iterations: int | None = None, text_mask: Tensor | None = None,
                 drop_text: Tensor | None = None, grad_iterations: int | None = None, state: Tensor | None = None) -> Tensor:
-        """Velocity at z_t [B, C, h, w], t [B] in [0, 1], given text states [B, L, text_dim]; depth as configured by default."""
+        """Velocity at z_t [B, C, h, w], t [B] in [0, 1], given text states [B, L, text_dim]; depth as configured by default.
+
+        With `grad_iterations` = k only the last k iterations are differentiated.
+        """
         depth = self.config.mean_iterations if num_iterations is None else num_iterations
         context = self.condition(text_tokens, text_mask, drop_text)
         embedded = self.embed(z_t, t, context)
-        for current in self.iterate(embedded, context, depth, state, grad_iterations=grad_iterations):
+        differentiated = None if grad_iterations is None else range(depth - grad_iterations + 1, depth + 1)
+        for current in self.iterate(embedded, context, depth, state, differentiated=differentiated):
             last = current
         return self.readout(last.tokens, embedded)
 

@@ -60,6 +60,7 @@ def main(
     batch_size: Annotated[int, typer.Option(help="examples a step over all processes")] = 32,
     learning_rate: float = 1e-3,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
+    optimizer: Annotated[str, typer.Option(help="muon (AdamW for what is no matrix) or adamw")] = "muon",
     seed: int = 0,
 ) -> None:
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
@@ -67,7 +68,7 @@ def main(
         raise typer.BadParameter(f"stage {stage.value} needs --init, the folder of an earlier stage.")
     config = configure(preset)
     pictures, held_out = load_pictures(data, config, limit)
-    train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed)
+    train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer)
     options = {"init": init} if init else {}
     first = join_processes().is_main_process
     folder = open_run(run, config, train, data) if first else _Follower(run)

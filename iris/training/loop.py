@@ -25,6 +25,7 @@ from iris.rng import rng_for
 from iris.runs import Run
 from iris.training.batches import each_tensor
 from iris.training.losses import T_BINS, LossOutput
+from iris.training.optimizer import OPTIMIZERS, build_optimizer
 
 DRAW, HELD_OUT = 20, 21  # purposes of the random streams of a training seed
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
@@ -43,6 +44,7 @@ class TrainConfig:
     decay_share: float = 0.3
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    optimizer: str = "muon"
     ema_decay: float = 0.999
     precision: str = "auto"
     seed: int = 0
@@ -56,6 +58,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 1 or more.")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optimizer is {self.optimizer!r}; use one of {', '.join(OPTIMIZERS)}.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay is {self.ema_decay}; use 0 or more and less than 1.")
 
@@ -156,10 +160,7 @@ class _Session:
             module = module.double()
         self.module = module.to(self.accelerator.device).train()
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        decayed = [parameter for parameter in self.parameters if parameter.ndim > 1]
-        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.raw_optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.raw_optimizer = build_optimizer(module, train.learning_rate, train.weight_decay, train.optimizer)
         self.optimizer = self.accelerator.prepare(self.raw_optimizer)
         self.average = AveragedModel(self.module, multi_avg_fn=ema_update(train.ema_decay))
         self.step, self.seconds, self.skipped = 0, 0.0, 0

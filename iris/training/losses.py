@@ -17,7 +17,7 @@ from iris.config import ConfigError
 from iris.features import FeatureNet
 from iris.flow import interpolate, sample_timesteps, specification_weight, velocity_to_data
 from iris.nn.autoencoder import WaveletVAE
-from iris.nn.generator import INITIAL_STATE_STD, Generator
+from iris.nn.generator import INITIAL_STATE_STD, Generator, TextContext
 from iris.nn.haar import BANDS, haar_dwt2
 from iris.training.batches import LatentBatch
 
@@ -112,7 +112,11 @@ class ReconstructionLoss:
 
 @dataclass(frozen=True)
 class FlowDraw:
-    """Everything a flow step needs: data, text, noise [B, C, h, w], t [B], `drop` [B], the core's initial state and depth."""
+    """Everything a flow step needs: data, text, noise [B, C, h, w], t [B], `drop` [B], the core's initial state and depth.
+
+    `exit` is the earlier iteration that is read out too (0: none), `warm_from` [B] the noisier time whose state the core
+    starts from (None: from the initial state).
+    """
 
     latents: Tensor
     tokens: Tensor
@@ -122,22 +126,38 @@ class FlowDraw:
     drop: Tensor
     state: Tensor
     depth: int
+    exit: int = 0
+    warm_from: Tensor | None = None
 
 
 class RectifiedFlowLoss:
     """Unweighted velocity loss at logit-normal times (SD3, 2403.03206), random depth, caption dropout.
 
     Only the last `grad_iterations` core iterations are differentiated. `weighting="specification"` multiplies by
-    t / (1 - t) as the specification writes it (see `flow.specification_weight`).
+    t / (1 - t) as the specification writes it (see `flow.specification_weight`). Two things make depth free at inference:
+
+    - with `exit_weight` > 0 a random earlier iteration is read out too. It learns the true velocity at first and the full
+      depth's own stopped answer at the end of `exit_steps` (intra-loop self-distillation, ELT, 2604.09168);
+    - a share `warm_start` of the steps begins with the state that the core reached at a noisier time of the same path, as
+      sampling with a carried state does (FPDM, 2401.08741).
     """
 
+    WARM_REACH = (0.03, 0.4)  # how much noisier the neighbouring time is
+
     def __init__(self, logit_mean: float = 0.0, logit_std: float = 1.0, shift: float = 1.0, caption_dropout: float = 0.1,
-                 grad_iterations: int = 3, weighting: str = "none", random_depth: bool = True) -> None:
+                 grad_iterations: int = 3, weighting: str = "none", random_depth: bool = True, exit_weight: float = 0.0,
+                 exit_steps: int = 1000, warm_start: float = 0.0) -> None:
         if weighting not in ("none", "specification"):
             raise ConfigError(f"weighting is {weighting!r}; use 'none' or 'specification'.")
         self.logit_mean, self.logit_std, self.shift = logit_mean, logit_std, shift
         self.caption_dropout, self.grad_iterations = caption_dropout, grad_iterations
         self.weighting, self.random_depth = weighting, random_depth
+        self.exit_weight, self.exit_steps, self.warm_start = exit_weight, exit_steps, warm_start
+        self.progress = 0.0
+
+    def at_step(self, step: int) -> None:
+        """Called by the loop before each draw: where the exit's target stands between truth (0) and the full depth (1)."""
+        self.progress = min(1.0, step / max(self.exit_steps, 1))
 
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> FlowDraw:
         count, _, height, width = batch.latents.shape
@@ -149,15 +169,49 @@ class RectifiedFlowLoss:
         state = amplitude * torch.randn(count, *module.config.core_shape(height, width), generator=rng)
         mean = module.config.mean_iterations
         depth = sample_depth(rng, mean) if self.random_depth else mean
-        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, state, depth)
+        exit = int(torch.randint(1, depth, (), generator=rng)) if self.exit_weight > 0 and depth > 1 else 0
+        warm_from = None
+        if self.warm_start > 0 and float(torch.rand((), generator=rng)) < self.warm_start:
+            low, high = self.WARM_REACH
+            warm_from = (t + low + (high - low) * torch.rand(count, generator=rng)).clamp_max(1.0)
+        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, state, depth, exit, warm_from)
 
     def __call__(self, module: nn.Module, draw: FlowDraw) -> LossOutput:
         path = interpolate(draw.latents, draw.noise, draw.t)
-        velocity = module(path.z_t, draw.t, draw.tokens, draw.depth, draw.mask, draw.drop, self.grad_iterations, draw.state)
-        per_sample = (velocity.to(path.velocity.dtype) - path.velocity).square().flatten(1).mean(1)
+        context = module.condition(draw.tokens, draw.mask, draw.drop)
+        velocity, early = self._read(module, path.z_t, draw.t, context, draw, self._start(module, draw, context))
+        per_sample = _squared_error(velocity, path.velocity)
         weight = specification_weight(draw.t) if self.weighting == "specification" else torch.ones_like(draw.t)
-        return LossOutput((weight * per_sample).mean(), per_sample.detach(), {},
-                          {"t": t_bin(draw.t), "depth": torch.full_like(draw.drop, draw.depth, dtype=torch.long)})
+        loss, logs = (weight * per_sample).mean(), {}
+        if early is not None:
+            apart = _squared_error(early, velocity.detach())
+            loss = loss + self.exit_weight * (weight * torch.lerp(_squared_error(early, path.velocity), apart, self.progress)).mean()
+            logs = {"exit_apart": apart.mean().detach()}
+        return LossOutput(loss, per_sample.detach(), logs, {"t": t_bin(draw.t), "depth": torch.full_like(draw.drop, draw.depth, dtype=torch.long)})
+
+    @torch.no_grad()
+    def _start(self, module: nn.Module, draw: FlowDraw, context: TextContext) -> Tensor:
+        """The core's initial state; in a warm step what the core makes of it at the noisier time, in as many iterations."""
+        if draw.warm_from is None:
+            return draw.state
+        embedded = module.embed(interpolate(draw.latents, draw.noise, draw.warm_from).z_t, draw.warm_from, context)
+        for current in module.iterate(embedded, context, draw.depth, draw.state):
+            state = current.tokens
+        return state
+
+    def _read(self, module: nn.Module, z_t: Tensor, t: Tensor, context: TextContext, draw: FlowDraw, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Velocities after all iterations and, if one is drawn, at the exit. The last iterations before each are differentiated."""
+        embedded, early, k = module.embed(z_t, t, context), None, self.grad_iterations
+        differentiated = {i for end in (draw.exit, draw.depth) for i in range(end - k + 1, end + 1)}
+        for current in module.iterate(embedded, context, draw.depth, state, differentiated=differentiated):
+            if current.iteration == draw.exit:
+                early = module.readout(current.tokens, embedded).to(z_t.dtype)
+        return module.readout(current.tokens, embedded).to(z_t.dtype), early
+
+
+def _squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean square of a - b per sample, [B]."""
+    return (a - b).square().flatten(1).mean(1)
 
 
 # --- stage 5 -------------------------------------------------------------------------------------------------------
@@ -180,7 +234,7 @@ def consistency_partner(t: Tensor, stage: int, q: float = 4.0, k: float = 8.0) -
 class ConsistencyDraw(FlowDraw):
     """A flow draw and the partner times r [B] < t."""
 
-    r: Tensor
+    r: Tensor | None = None
 
 
 class ConsistencyLoss(RectifiedFlowLoss):
@@ -192,26 +246,27 @@ class ConsistencyLoss(RectifiedFlowLoss):
     """
 
     def __init__(self, teacher: Generator, guidance_scale: float, stages: int = 4, steps_per_stage: int = 1000, **options) -> None:
-        super().__init__(caption_dropout=0.0, **options)
+        super().__init__(caption_dropout=0.0, warm_start=0.0, exit_steps=stages * steps_per_stage, **options)
         self.teacher = teacher.eval().requires_grad_(False)
-        self.guidance_scale, self.stages, self.steps_per_stage = guidance_scale, stages, steps_per_stage
+        self.guidance_scale, self.stages, self.steps_per_stage, self.stage = guidance_scale, stages, steps_per_stage, 0
 
     def at_step(self, step: int) -> None:
-        """Called by the loop before each draw: the pairing tightens every `steps_per_stage` steps."""
+        """The pairing tightens every `steps_per_stage` steps."""
+        super().at_step(step)
         self.stage = min(step // self.steps_per_stage, self.stages - 1)
 
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> ConsistencyDraw:
         flow = super().draw(module, batch, rng)
         # A share of the batch starts from pure noise, where one-step generation starts.
         t = torch.where(torch.rand(len(flow.t), generator=rng) < 0.25, 1.0, flow.t)
-        return ConsistencyDraw(**{**flow.__dict__, "t": t, "r": consistency_partner(t, getattr(self, "stage", 0))})
+        return ConsistencyDraw(**{**flow.__dict__, "t": t, "r": consistency_partner(t, self.stage)})
 
     @torch.no_grad()
     def _teacher_step(self, z_t: Tensor, draw: ConsistencyDraw) -> Tensor:
         """One Euler step of the guided teacher from t to r, at its own mean depth."""
         z, t = z_t.repeat(2, 1, 1, 1), draw.t.repeat(2)
         null = torch.arange(len(t), device=t.device) >= len(draw.t)
-        velocity = self.teacher(z, t, draw.tokens.repeat(2, 1, 1), None, draw.mask.repeat(2, 1), null)
+        velocity = self.teacher(z, t, draw.tokens.repeat(2, 1, 1), None, draw.mask.repeat(2, 1), null).to(z.dtype)
         text, without = velocity.chunk(2)
         guided = torch.lerp(without, text, self.guidance_scale)
         return z_t + (draw.r - draw.t).view(-1, 1, 1, 1) * guided
@@ -219,17 +274,27 @@ class ConsistencyLoss(RectifiedFlowLoss):
     def __call__(self, module: nn.Module, draw: ConsistencyDraw) -> LossOutput:
         z_t = interpolate(draw.latents, draw.noise, draw.t).z_t
         z_r = self._teacher_step(z_t, draw)
-
-        def consistency(z: Tensor, t: Tensor, grad_iterations: int | None) -> Tensor:
-            velocity = module(z, t, draw.tokens, draw.depth, draw.mask, None, grad_iterations, draw.state)
-            return velocity_to_data(z, velocity.to(z.dtype), t)
-
+        context = module.condition(draw.tokens, draw.mask)
         with torch.no_grad():
-            target = consistency(z_r, draw.r, None)
-        error = (consistency(z_t, draw.t, self.grad_iterations) - target).flatten(1)
-        c = 0.00054 * math.sqrt(error.shape[1])
-        distance = (error.square().sum(1) + c**2).sqrt() - c
+            velocity, _ = self._read(module, z_r, draw.r, context, draw, draw.state)
+            target = velocity_to_data(z_r, velocity, draw.r)
+        velocity, early = self._read(module, z_t, draw.t, context, draw, draw.state)
+        jump = velocity_to_data(z_t, velocity, draw.t)
+        distance = _pseudo_huber(jump, target)
         # A pair that lies closer together must agree more closely (iCT's 1 / (t - r), bounded).
-        per_sample = distance / (draw.t - draw.r).clamp_min(0.05) / math.sqrt(error.shape[1])
-        return LossOutput(per_sample.mean(), distance.detach(), {"pair_distance": distance.mean().detach()},
+        weight = 1 / (draw.t - draw.r).clamp_min(0.05) / math.sqrt(jump[0].numel())
+        per_sample, logs = weight * distance, {"pair_distance": distance.mean().detach()}
+        if early is not None:
+            jump_early = velocity_to_data(z_t, early, draw.t)
+            to_target, to_full = (_pseudo_huber(jump_early, goal) for goal in (target, jump.detach()))
+            per_sample = per_sample + self.exit_weight * weight * torch.lerp(to_target, to_full, self.progress)
+            logs["exit_apart"] = to_full.mean().detach()
+        return LossOutput(per_sample.mean(), distance.detach(), logs,
                           {"t": t_bin(draw.t), "depth": torch.full((len(draw.t),), draw.depth, device=draw.t.device)})
+
+
+def _pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
+    """sqrt(|a - b|^2 + c^2) - c per sample with c = 0.00054 sqrt(D) (iCT, 2310.14189), [B]."""
+    error = (a - b).flatten(1)
+    c = 0.00054 * math.sqrt(error.shape[1])
+    return (error.square().sum(1) + c**2).sqrt() - c

@@ -100,13 +100,18 @@ def train_class_conditional(config: IRISConfig, train_data: ImageDataset, held_o
 def train_text_to_image(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
                         init: str | Path, on_log: OnLog | None = None, **loss_options: Any) -> StageResult:
     """Stage 3: align text and image with the pictures' own captions."""
-    return _train_flow(3, config, train_data, held_out_data, train, run, init, on_log, written_captions, loss_options)
+    return _train_flow(3, config, train_data, held_out_data, train, run, init, on_log, written_captions, any_depth(train) | loss_options)
 
 
 def train_aesthetic(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
                     init: str | Path, on_log: OnLog | None = None, **loss_options: Any) -> StageResult:
     """Stage 4: the same training on the subset whose look is wanted."""
-    return _train_flow(4, config, train_data, held_out_data, train, run, init, on_log, written_captions, loss_options)
+    return _train_flow(4, config, train_data, held_out_data, train, run, init, on_log, written_captions, any_depth(train) | loss_options)
+
+
+def any_depth(train: TrainConfig) -> dict[str, Any]:
+    """Options of the flow loss that keep every depth usable and the state worth carrying over, from stage 3 on."""
+    return {"exit_weight": 0.5, "exit_steps": train.train_steps, "warm_start": 0.25}
 
 
 def _train_flow(stage: int, config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
@@ -147,7 +152,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     _, student = load_models(init, config, train.seed)
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loss_options = {"steps_per_stage": max(1, train.train_steps // 4), **loss_options}
+    loss_options = {"steps_per_stage": max(1, train.train_steps // 4), "exit_weight": 0.5, **loss_options}
     loss = ConsistencyLoss(teacher.to(device), guidance_scale, **loss_options)
     result = _fit_latents(student, loss, data, train, run, on_log)
     student = result.module.float()

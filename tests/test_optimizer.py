@@ -1,0 +1,66 @@
+"""Laws of the optimizer: which weights are Muon's, what its step is, and that the two are one to whoever saves them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import build_generator, seeded
+from torch import nn
+
+from iris.config import preset
+from iris.nn.autoencoder import WaveletVAE
+from iris.training.optimizer import MATRIX_RATE, MuonAdamW, build_optimizer
+
+
+def test_every_weight_has_one_place_and_vectors_do_not_decay() -> None:
+    generator = build_generator(preset("nano"))
+    optimizer = build_optimizer(generator, 1e-3, 0.01)
+    places = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(places) == sorted(id(parameter) for parameter in generator.parameters())
+    matrices, tensors, vectors = optimizer.param_groups
+    assert {p.ndim for p in matrices["params"]} == {2} and min(p.ndim for p in tensors["params"]) > 1
+    assert {p.ndim for p in vectors["params"]} == {1} and vectors["weight_decay"] == 0
+    names = {id(p): name for name, p in generator.named_parameters()}
+    assert "output.weight" not in {names[id(p)] for p in matrices["params"]}
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_an_autoencoder_of_convolutions_is_adamws_alone(kind: str) -> None:
+    assert type(build_optimizer(WaveletVAE(preset("nano").autoencoder), 1e-3, 0.01, kind)) is torch.optim.AdamW
+    assert type(build_optimizer(build_generator(preset("nano")), 1e-3, 0.01, "adamw")) is torch.optim.AdamW
+
+
+def test_a_matrix_moves_alike_in_all_its_directions() -> None:
+    """Muon's first step is a multiple of a nearly orthogonal matrix, though one singular value of the gradient is a thousand times the least."""
+    layer = nn.Linear(24, 24, bias=False)
+    before = layer.weight.detach().clone()
+    u, _, v = torch.linalg.svd(seeded(24, 24))
+    optimizer = build_optimizer(layer, 1.0, 0.0)
+    layer.weight.grad = u @ torch.diag(torch.logspace(0, -3, 24)) @ v
+    optimizer.step()
+    moved = torch.linalg.svdvals(before - layer.weight.detach())
+    assert moved[:12].min() > 0.55 * moved.max()  # five Newton-Schulz steps bring singular values to 0.7 .. 1.2, the smallest last
+    assert float(moved.max()) == pytest.approx(MATRIX_RATE * 0.2 * 24**0.5, rel=0.3)  # AdamW's root mean square is 0.2
+
+
+def test_saved_in_the_middle_it_goes_on_bitwise() -> None:
+    def run(steps: range, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in steps:
+            model(seeded(4, 6, seed=step)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+    other = copy.deepcopy(model)
+    optimizer, second = (build_optimizer(m, 1e-2, 0.01) for m in (model, other))
+    assert isinstance(optimizer, MuonAdamW)
+    run(range(6), model, optimizer)
+    run(range(3), other, second)
+    stored = copy.deepcopy(second.state_dict())
+    third = build_optimizer(other, 1e-2, 0.01)
+    third.load_state_dict(stored)
+    run(range(3, 6), other, third)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
