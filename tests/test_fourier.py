@@ -138,3 +138,12 @@ def test_a_large_threshold_zeroes_every_coefficient_and_says_so() -> None:
     output, zeroed = path(shrink=100.0)(x, record=True)
     assert torch.equal(output, x) and zeroed == 1.0
     assert path(shrink=0.0)(x, record=True)[1] == 0.0
+
+
+def test_a_path_that_first_served_inference_can_be_trained() -> None:
+    made, x = path(), seeded(1, 3, 9, 8, dtype=torch.float64)  # a grid that no other test uses: its factors are made here
+    with torch.inference_mode():
+        expected = made(x)[0].clone()
+    output = made(x.requires_grad_())[0]
+    output.sum().backward()
+    assert torch.equal(output.detach(), expected) and x.grad.isfinite().all()
