@@ -57,7 +57,7 @@ def _products(height: int, width: int, like: Tensor) -> dict[str, Tensor]:
 
 def _left(matrix: Tensor, x: Tensor) -> Tensor:
     """matrix [m, n] times each of x [B, n, d]."""
-    return torch.bmm(matrix.expand(len(x), -1, -1), x)
+    return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)
 
 
 def rdft2(x: Tensor) -> tuple[Tensor, Tensor]:
