@@ -2,6 +2,7 @@
 
     python -m iris.evaluation quality demo/models/NAME --json
     python -m iris.evaluation footprint tiny --json
+    python -m iris.evaluation speed --against pixart,taesd --json
 
 Progress goes to stderr, so the JSON can be piped.
 """
@@ -64,6 +65,27 @@ def footprint(
             result["process_memory"] = {f"{text}_text_encoder": asdict(peak_memory(model, num_steps, num_iterations, text))
                                         for text in ("with", "without", "only")}
         return result
+
+    _report(measure, json_)
+
+
+@app.command()
+def speed(
+    model: Annotated[str, typer.Option(help="nano, micro, tiny, small or base, with random weights")] = "tiny",
+    against: Annotated[str, typer.Option(help="peers, separated by commas: pixart, sana, dit, unet, taesd")] = "",
+    parts: Annotated[str, typer.Option(help="forward, picture, growth, mixer, training, codec, ceiling; all by default")] = "",
+    json_: AsJson = False,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds; long calls are measured in a part of them")] = 9,
+    threads: Annotated[int, typer.Option(min=0, help="threads of torch; 0 keeps its own number")] = 0,
+    clock: Annotated[str, typer.Option(help="wall, or cpu: the time of this process alone, for a machine that others use (threads 1)")] = "wall",
+    batch: Annotated[int, typer.Option(min=1, help="pictures of a training step")] = 4,
+) -> None:
+    """IRIS beside other architectures in one process, in units of a 1024^3 matrix product (1 eq), with quartiles."""
+    def measure() -> dict[str, Any]:
+        from iris.evaluation.speed import measure_speed
+
+        names, wanted = ([word for word in text.replace(" ", "").split(",") if word] for text in (against, parts))
+        return measure_speed(model, names, wanted, repeats, threads, clock, batch)
 
     _report(measure, json_)
 
