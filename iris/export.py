@@ -165,12 +165,23 @@ def _write_graph(path: Path, module: nn.Module, inputs: Named, outputs: list[str
 
 
 def _quantize(path: Path) -> None:
+    """Linear layers of a stored graph in 8 bits, one scale an output channel."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
         small = Path(scratch) / path.name
-        quantize_dynamic(path, small, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(path, small, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=_stacked_products(path),
+                         weight_type=QuantType.QInt8, per_channel=True)
         shutil.copyfile(small, path)
+
+
+def _stacked_products(path: Path) -> list[str]:
+    """Products with a stack of matrices (GRFM's blocks), for which onnxruntime has no kernel with a scale a channel."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    stacked = {weight.name for weight in graph.initializer if len(weight.dims) != 2}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in stacked]
 
 
 @contextlib.contextmanager

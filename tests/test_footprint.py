@@ -145,3 +145,19 @@ def test_memory_is_that_of_a_fresh_process(tmp_path: Path):
         fp.peak_memory(tmp_path / "nothing here")
     with pytest.raises(fp.FootprintError, match="with"):
         fp.peak_memory("nano", text="maybe")
+
+
+def test_memory_of_the_process_without_torch_is_what_that_process_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = []
+
+    def run(command: list[str], **_):
+        seen.append(command)
+        return fp.subprocess.CompletedProcess(command, 0, stdout='{"peak_bytes": 123456789}', stderr="")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fp.subprocess, "run", run)
+        assert fp.runtime_memory(tmp_path, num_steps=2, num_iterations=3) == 123456789
+    assert "iris.runtime" in seen[0] and seen[0][seen[0].index("--num-iterations") + 1] == "3"
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(fp.FootprintError, match="is not an exported model"):
+        fp.runtime_memory(tmp_path)

@@ -51,6 +51,7 @@ def footprint(
     model: Model,
     json_: AsJson = False,
     memory: Annotated[bool, typer.Option(help="also measure whole processes: some seconds each")] = True,
+    exported: Annotated[str, typer.Option(help="a folder that python -m iris.export wrote: also measure the process without torch")] = "",
     num_steps: Annotated[int, typer.Option(min=1, help="solver steps of the picture whose memory is measured")] = 4,
     num_iterations: Annotated[int, typer.Option(min=1, help="core iterations of that picture")] = 8,
 ) -> None:
@@ -58,12 +59,14 @@ def footprint(
     def measure() -> dict[str, Any]:
         from dataclasses import asdict
 
-        from iris.evaluation.footprint import measure_footprint, peak_memory
+        from iris.evaluation.footprint import measure_footprint, peak_memory, runtime_memory
 
         result = measure_footprint(model).to_dict()
         if memory:
             result["process_memory"] = {f"{text}_text_encoder": asdict(peak_memory(model, num_steps, num_iterations, text))
                                         for text in ("with", "without", "only")}
+        if exported:
+            result["runtime_peak"] = runtime_memory(exported, num_steps, num_iterations)
         return result
 
     _report(measure, json_)

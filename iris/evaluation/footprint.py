@@ -12,6 +12,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,26 @@ def peak_memory(model: str | Path, num_steps: int = 4, num_iterations: int = 8, 
         reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
         raise FootprintError(f"measuring the memory of {model} failed: {reason}") from error
     return MemoryUse(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def runtime_memory(exported: str | Path, num_steps: int = 4, num_iterations: int = 4, guidance_scale: float = 1.0, timeout: float = 900.0) -> int:
+    """Peak bytes of a fresh `python -m iris.runtime`: prompt to PNG without torch, text encoder included.
+
+    exported: what `iris.export` wrote. Raises FootprintError with the process's own sentence when it fails.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "iris.runtime", str(exported), "red apple", "-o", str(Path(scratch) / "picture.png"), "--json",
+                   "--num-steps", str(num_steps), "--num-iterations", str(num_iterations), "--guidance-scale", str(guidance_scale)]
+        root = str(Path(__file__).resolve().parents[2])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))}
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=True)
+        except subprocess.TimeoutExpired as error:
+            raise FootprintError(f"drawing with {exported} took longer than {timeout:.0f} s.") from error
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("Error: ")
+            raise FootprintError(f"drawing with {exported} failed: {reason}") from error
+    return int(json.loads(done.stdout)["peak_bytes"])
 
 
 def _draw_and_report(request: str) -> None:
