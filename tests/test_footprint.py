@@ -85,9 +85,11 @@ def test_attention_is_counted_by_its_closed_form():
     assert fp.measure_footprint(config).flops["core"] == linears + attention
 
 
-def test_the_fft_is_added_where_the_counter_does_not_see_it():
-    assert fp.fft_flops("grfm", 16, 32) == 0 and fp.fft_flops("attention", 32, 32) == 0
-    assert fp.fft_flops("fourier", 32, 8) == 2 * 8 * 2.5 * 1024 * 10
+def test_the_fft_is_added_where_the_counter_does_not_see_it(monkeypatch: pytest.MonkeyPatch):
+    assert fp.fft_flops("grfm", 64, 32) == 0 and fp.fft_flops("attention", 128, 32) == 0
+    assert fp.fft_flops("fourier", 128, 8) == 2 * 8 * 2.5 * 16384 * 14
+    monkeypatch.setattr(fp, "MATMUL_DFT_LIMIT", 16)
+    monkeypatch.setattr("iris.nn.fourier.MATMUL_DFT_LIMIT", 16)
     config = preset("nano", generator__latent_size=32, autoencoder__image_size=128)
     model, found = IRISModel(config), fp.measure_footprint(config)
     assert found.flops["core"] > 2 * fp.fft_flops("grfm", 32, 32) > 0
@@ -143,3 +145,19 @@ def test_memory_is_that_of_a_fresh_process(tmp_path: Path):
         fp.peak_memory(tmp_path / "nothing here")
     with pytest.raises(fp.FootprintError, match="with"):
         fp.peak_memory("nano", text="maybe")
+
+
+def test_memory_of_the_process_without_torch_is_what_that_process_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = []
+
+    def run(command: list[str], **_):
+        seen.append(command)
+        return fp.subprocess.CompletedProcess(command, 0, stdout='{"peak_bytes": 123456789}', stderr="")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fp.subprocess, "run", run)
+        assert fp.runtime_memory(tmp_path, num_steps=2, num_iterations=3) == 123456789
+    assert "iris.runtime" in seen[0] and seen[0][seen[0].index("--num-iterations") + 1] == "3"
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(fp.FootprintError, match="is not an exported model"):
+        fp.runtime_memory(tmp_path)

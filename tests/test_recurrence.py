@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iris.nn.recurrence import MEMORY, GatedLinearRecurrence, linear_scan
+from iris.nn.recurrence import MEMORY, GatedLinearRecurrence, _traced_scan, linear_scan
 
 DIM = 32
 RIGHT, LEFT, DOWN, UP = range(4)
@@ -56,6 +56,18 @@ def test_two_halves_with_the_state_carried_are_the_whole() -> None:
 def test_gradients_are_those_of_the_recurrence(shape: tuple[int, ...], dim: int) -> None:
     a, b = (part.requires_grad_() for part in inputs(*shape))
     assert torch.autograd.gradcheck(lambda decay, inflow: linear_scan(decay, inflow, dim), (a, b))
+
+
+@pytest.mark.parametrize(("dim", "ways"), [(2, 0), (0, 1), (1, 2)])
+def test_two_ways_are_a_scan_and_the_scan_of_the_flipped_axis(dim: int, ways: int) -> None:
+    shape = [2 if axis == ways else length for axis, length in enumerate((3, 4, 5))]
+    a, b = (part.requires_grad_() for part in inputs(*shape))
+    (there, back), (b_there, b_back) = a.unbind(ways), b.unbind(ways)
+    inner = dim - (ways < dim)
+    expected = torch.stack([slow_scan(there, b_there, inner), slow_scan(back.flip(inner), b_back.flip(inner), inner).flip(inner)], ways)
+    torch.testing.assert_close(linear_scan(a, b, dim, ways), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(_traced_scan(a, b, dim, ways), expected, atol=1e-12, rtol=0)
+    assert torch.autograd.gradcheck(lambda decay, inflow: linear_scan(decay, inflow, dim, ways), (a, b))
 
 
 def test_the_result_is_the_same_with_and_without_a_graph() -> None:
@@ -165,6 +177,15 @@ def test_half_precision_input_is_computed_in_fp32(recurrence: GatedLinearRecurre
     output = layer(x)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output, layer(x.float()).bfloat16())
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 3)])
+def test_gradients_of_gates_and_weights_are_those_of_the_formula(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    layer = randomise(GatedLinearRecurrence(16).double(), scale=0.3)
+    names, values = zip(*layer.named_parameters(), strict=True)
+    x = seeded(1, height, width, 16, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda grid, *weights: torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (grid,)), (x, *values))
 
 
 def test_every_parameter_gets_a_gradient(recurrence: GatedLinearRecurrence) -> None:

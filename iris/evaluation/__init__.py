@@ -10,6 +10,7 @@ _HOMES = {
     "wilson_interval": "metrics",
     "reconstruction_quality": "quality", "retrieval": "quality", "sample_kid": "quality", "scene_accuracy": "quality",
     "Footprint": "footprint", "measure_footprint": "footprint", "peak_memory": "footprint",
+    "interleave": "speed", "measure_speed": "speed",
     "Trace": "probes", "convergence": "probes", "learned_ranges": "probes", "overthinking": "probes", "path_independence": "probes",
     "trace": "probes",
 }

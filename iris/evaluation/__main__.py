@@ -2,6 +2,7 @@
 
     python -m iris.evaluation quality demo/models/NAME --json
     python -m iris.evaluation footprint tiny --json
+    python -m iris.evaluation speed --against pixart,taesd --json
 
 Progress goes to stderr, so the JSON can be piped.
 """
@@ -50,6 +51,7 @@ def footprint(
     model: Model,
     json_: AsJson = False,
     memory: Annotated[bool, typer.Option(help="also measure whole processes: some seconds each")] = True,
+    exported: Annotated[str, typer.Option(help="a folder that python -m iris.export wrote: also measure the process without torch")] = "",
     num_steps: Annotated[int, typer.Option(min=1, help="solver steps of the picture whose memory is measured")] = 4,
     num_iterations: Annotated[int, typer.Option(min=1, help="core iterations of that picture")] = 8,
 ) -> None:
@@ -57,13 +59,36 @@ def footprint(
     def measure() -> dict[str, Any]:
         from dataclasses import asdict
 
-        from iris.evaluation.footprint import measure_footprint, peak_memory
+        from iris.evaluation.footprint import measure_footprint, peak_memory, runtime_memory
 
         result = measure_footprint(model).to_dict()
         if memory:
             result["process_memory"] = {f"{text}_text_encoder": asdict(peak_memory(model, num_steps, num_iterations, text))
                                         for text in ("with", "without", "only")}
+        if exported:
+            result["runtime_peak"] = runtime_memory(exported, num_steps, num_iterations)
         return result
+
+    _report(measure, json_)
+
+
+@app.command()
+def speed(
+    model: Annotated[str, typer.Option(help="nano, micro, tiny, small or base, with random weights")] = "tiny",
+    against: Annotated[str, typer.Option(help="peers, separated by commas: pixart, sana, dit, unet, taesd")] = "",
+    parts: Annotated[str, typer.Option(help="forward, picture, growth, mixer, training, codec, ceiling; all by default")] = "",
+    json_: AsJson = False,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds; long calls are measured in a part of them")] = 9,
+    threads: Annotated[int, typer.Option(min=0, help="threads of torch; 0 keeps its own number")] = 0,
+    clock: Annotated[str, typer.Option(help="wall, or cpu: the time of this process alone, for a machine that others use (threads 1)")] = "wall",
+    batch: Annotated[int, typer.Option(min=1, help="pictures of a training step")] = 4,
+) -> None:
+    """IRIS beside other architectures in one process, in units of a 1024^3 matrix product (1 eq), with quartiles."""
+    def measure() -> dict[str, Any]:
+        from iris.evaluation.speed import measure_speed
+
+        names, wanted = ([word for word in text.replace(" ", "").split(",") if word] for text in (against, parts))
+        return measure_speed(model, names, wanted, repeats, threads, clock, batch)
 
     _report(measure, json_)
 

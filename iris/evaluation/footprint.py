@@ -12,6 +12,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Footprint:
 
     flops: keys "text" (adapter, keys and values of one prompt), "prelude", "core" (ONE iteration), "coda", "encoder",
     "decoder"; a multiply-add counts as 2. Counted are matrix products, convolutions and attention, as torch's FlopCounterMode
-    does, plus 2.5 N log2 N for every real FFT, which it leaves out (grids above 16 x 16; below, the transform is a matrix
+    does, plus 2.5 N log2 N for every real FFT, which it leaves out (grids above 64 x 64; below, the transform is a matrix
     product and is counted as such). Elementwise work is not counted: norms, gates, the scan, the Haar transform.
     text_parameters: the frozen text encoder, None where its package or weights are not there.
     """
@@ -182,7 +183,7 @@ def fft_flops(mixer: str, side: int, dim: int) -> int:
     """Work of one layer's FFTs, forth and back, that FlopCounterMode does not see: 2 * dim * 2.5 N log2 N with N = side^2.
 
     5 N log2 N is the customary count of a complex FFT (Cooley and Tukey); a real one takes half. 0 where the transform is a
-    matrix product (sides up to 16) or the mixer has none.
+    matrix product (sides up to 64) or the mixer has none.
     """
     if mixer not in ("grfm", "fourier") or side <= MATMUL_DFT_LIMIT:
         return 0
@@ -241,6 +242,26 @@ def peak_memory(model: str | Path, num_steps: int = 4, num_iterations: int = 8, 
         reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
         raise FootprintError(f"measuring the memory of {model} failed: {reason}") from error
     return MemoryUse(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def runtime_memory(exported: str | Path, num_steps: int = 4, num_iterations: int = 4, guidance_scale: float = 1.0, timeout: float = 900.0) -> int:
+    """Peak bytes of a fresh `python -m iris.runtime`: prompt to PNG without torch, text encoder included.
+
+    exported: what `iris.export` wrote. Raises FootprintError with the process's own sentence when it fails.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "iris.runtime", str(exported), "red apple", "-o", str(Path(scratch) / "picture.png"), "--json",
+                   "--num-steps", str(num_steps), "--num-iterations", str(num_iterations), "--guidance-scale", str(guidance_scale)]
+        root = str(Path(__file__).resolve().parents[2])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))}
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=True)
+        except subprocess.TimeoutExpired as error:
+            raise FootprintError(f"drawing with {exported} took longer than {timeout:.0f} s.") from error
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("Error: ")
+            raise FootprintError(f"drawing with {exported} failed: {reason}") from error
+    return int(json.loads(done.stdout)["peak_bytes"])
 
 
 def _draw_and_report(request: str) -> None:

@@ -8,53 +8,56 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MATMUL_DFT_LIMIT = 16  # up to this side matrix products are as fast as the FFT, and they export everywhere
+MATMUL_DFT_LIMIT = 64  # up to this side matrix products are faster than the FFT on a CPU, and they export everywhere
 DENSE_DFT_LIMIT = 64  # up to this many tokens one product with the matrix of the whole 2-D transform is the fastest
 
 
-@lru_cache(maxsize=32)
-def _axis_matrix(length: int, half: bool) -> Tensor:
+def _axis_matrix(length: int, half: bool) -> np.ndarray:
     """The orthonormal DFT matrix [frequencies, length], complex128; `half` keeps length // 2 + 1 rows."""
     rows = length // 2 + 1 if half else length
-    angles = -2 * torch.pi * torch.outer(torch.arange(rows, dtype=torch.float64), torch.arange(length, dtype=torch.float64)) / length
-    return torch.polar(torch.full_like(angles, length**-0.5), angles)
+    return np.exp(-2j * np.pi * np.outer(np.arange(rows), np.arange(length)) / length) / length**0.5
 
 
-def _mirrored(width: int) -> Tensor:
-    """How often each kept frequency counts in the inverse, [width // 2 + 1]: the discarded half mirrors the kept one, so
-
-    inner frequencies count twice; the imaginary parts of the zero and the Nyquist frequency act on nothing, as in irfft2.
-    """
-    return torch.tensor([1.0 if k == 0 or 2 * k == width else 2.0 for k in range(width // 2 + 1)], dtype=torch.float64)
+def _factors(height: int, width: int) -> dict[str, np.ndarray]:
+    """The constant factors of both transforms for one grid. Complex products are real ones on stacked parts."""
+    rows, columns = _axis_matrix(width, True), _axis_matrix(height, False)
+    # The discarded half of the spectrum mirrors the kept one, so inner frequencies count twice in the inverse; the
+    # imaginary parts of the zero and the Nyquist frequency have no effect on a real signal, as in irfft2.
+    twice = np.array([[1.0 if k == 0 or 2 * k == width else 2.0] for k in range(len(rows))])
+    if height * width <= DENSE_DFT_LIMIT:
+        whole = np.kron(columns, rows)  # [h * f, h * w]
+        back = (np.tile(twice, (height, 1)) * whole).T
+        return {"real": whole.real, "imag": whole.imag, "back_real": back.real, "back_imag": back.imag}
+    # Columns read (row, part) pairs and give one part each; backwards they write (row, part) pairs.
+    back, square = columns.T.conj(), (height, 2 * height)
+    return {"across": np.concatenate([rows.real, rows.imag]),
+            "real": np.stack([columns.real, -columns.imag], axis=-1).reshape(square),
+            "imag": np.stack([columns.imag, columns.real], axis=-1).reshape(square),
+            "back_real": np.stack([back.real, back.imag], axis=1).reshape(square[::-1]),
+            "back_imag": np.stack([-back.imag, back.real], axis=1).reshape(square[::-1]),
+            "back_across": (np.concatenate([rows.real, rows.imag]) * np.tile(twice, (2, 1))).T}
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # kept for later, and training cannot use what was made while drawing
-def _products(height: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """The constant factors of both transforms for one grid. Complex products are real ones on stacked parts."""
-    rows, columns, twice = _axis_matrix(width, True), _axis_matrix(height, False), _mirrored(width)[:, None]
-    if height * width <= DENSE_DFT_LIMIT:
-        whole = torch.kron(columns, rows)  # [h * f, h * w]
-        back = (twice.repeat(height, 1) * whole).mT
-        made = {"real": whole.real, "imag": whole.imag, "back_real": back.real, "back_imag": back.imag}
-    else:
-        # Columns read (row, part) pairs and give one part each; backwards they write (row, part) pairs.
-        pairs = torch.stack([columns.real, -columns.imag], dim=-1), torch.stack([columns.imag, columns.real], dim=-1)
-        back = columns.mT.conj()
-        made = {"across": torch.cat([rows.real, rows.imag]), "real": pairs[0].flatten(1), "imag": pairs[1].flatten(1),
-                "back_real": torch.stack([back.real, back.imag], dim=1).flatten(0, 1),
-                "back_imag": torch.stack([-back.imag, back.real], dim=1).flatten(0, 1),
-                "back_across": torch.cat([twice * rows.real, twice * rows.imag]).mT}
-    return {name: matrix.to(device, dtype).contiguous() for name, matrix in made.items()}
+def _cached(height: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    with torch.inference_mode(False):  # whoever asks first, a later training step can save them for its gradient
+        return {name: torch.from_numpy(np.ascontiguousarray(factor)).to(device, dtype) for name, factor in _factors(height, width).items()}
+
+
+def _products(height: int, width: int, like: Tensor) -> dict[str, Tensor]:
+    """The factors as tensors, kept between calls; not while a graph is traced, whose tensors belong to the trace."""
+    make = _cached.__wrapped__ if torch.compiler.is_compiling() else _cached
+    return make(height, width, like.dtype, like.device)
 
 
 def _left(matrix: Tensor, x: Tensor) -> Tensor:
     """matrix [m, n] times each of x [B, n, d]."""
-    return torch.bmm(matrix.expand(len(x), -1, -1), x)
+    return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)
 
 
 def rdft2(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +66,7 @@ def rdft2(x: Tensor) -> tuple[Tensor, Tensor]:
     if max(height, width) > MATMUL_DFT_LIMIT:
         spectrum = torch.fft.rfft2(x, dim=(1, 2), norm="ortho")
         return spectrum.real, spectrum.imag
-    by = _products(height, width, x.dtype, x.device)
+    by = _products(height, width, x)
     if "across" in by:  # a row becomes its parts [2, f, d], so (row, part) is one axis for the columns
         x = _left(by["across"], x.reshape(batch * height, width, dim))
     lines = x.reshape(batch, by["real"].shape[1], -1)
@@ -75,7 +78,7 @@ def irdft2(real: Tensor, imag: Tensor, width: int) -> Tensor:
     batch, height, half, dim = real.shape
     if max(height, width) > MATMUL_DFT_LIMIT:
         return torch.fft.irfft2(torch.complex(real, imag), s=(height, width), dim=(1, 2), norm="ortho")
-    by = _products(height, width, real.dtype, real.device)
+    by = _products(height, width, real)
     real, imag = (part.reshape(batch, by["back_real"].shape[1], -1) for part in (real, imag))
     lines = torch.baddbmm(_left(by["back_real"], real), by["back_imag"].expand(batch, -1, -1), imag)
     if "back_across" in by:

@@ -90,24 +90,30 @@ def _traced_scan(a: Tensor, b: Tensor, dim: int, ways: int | None) -> Tensor:
     return torch.stack(states, dim)
 
 
+def _open(recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, ...]:
+    """Both gates, a_t, sqrt(1 - a_t^2) and what enters the state; see `_Gates`."""
+    recurrence, inflow = recurrence.sigmoid(), inflow.sigmoid()
+    grown = (recurrence * rate).expm1_()   # a - 1, exact where a is near 1
+    decay = grown + 1
+    scale = torch.addcmul(grown, grown, decay).neg_().add_(1e-8).sqrt_()   # 1 - a^2 = -(a - 1)(a + 1)
+    for edge in edges:
+        scale.view(shape)[edge] = 1.0
+    return recurrence, inflow, decay, scale, (inflow * x).mul_(scale)
+
+
 class _Gates(torch.autograd.Function):
     """Logits [..., n, c] of both gates, x alike and ln a at an open gate [..., 1, c] -> a_t and sqrt(1 - a_t^2) * (i_t * x_t).
 
-    `edges` are index tuples of the tokens that enter unscaled. Gradients in closed form: with s = sqrt(1 - a^2),
-    da/dln a = a and ds/dln a = -a^2 / s.
+    `edges` are index tuples of the tokens that enter unscaled, in the view `shape`. Gradients in closed form: with
+    s = sqrt(1 - a^2), da/dln a = a and ds/dln a = -a^2 / s.
     """
 
     @staticmethod
     def forward(ctx, recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
-        recurrence, inflow = recurrence.sigmoid(), inflow.sigmoid()
-        grown = (recurrence * rate).expm1_()   # a - 1, exact where a is near 1
-        decay = grown + 1
-        scale = torch.addcmul(grown, grown, decay).neg_().add_(1e-8).sqrt_()   # 1 - a^2 = -(a - 1)(a + 1)
-        for edge in edges:
-            scale.view(shape)[edge] = 1.0
+        recurrence, inflow, decay, scale, entering = _open(recurrence, inflow, x, rate, shape, edges)
         ctx.save_for_backward(recurrence, inflow, x, rate, decay, scale)
         ctx.shape, ctx.edges = shape, edges
-        return decay, (inflow * x).mul_(scale)
+        return decay, entering
 
     @staticmethod
     @once_differentiable
@@ -163,11 +169,12 @@ class GatedLinearRecurrence(nn.Module):
     def _scan_lines(self, lines: Tensor, first_axis: int) -> Tensor:
         """Gates and scan of `lines` [axes, way, block, B, time, line, c], from axis `first_axis` on."""
         blocks = slice(first_axis * self.blocks // 2, first_axis * self.blocks // 2 + len(lines) * self.blocks // 2)
-        x = lines.view(-1, lines.shape[3:-1].numel(), lines.shape[-1])   # [blocks, n, c]
+        x = lines.flatten(3, 5).flatten(0, 2)  # [blocks, n, c]
         weights, biases = self.gate_weight[blocks].to(x.dtype).chunk(2, dim=-1), self.gate_bias[blocks].to(x.dtype).chunk(2, dim=-1)
         logits = (torch.baddbmm(bias, x, weight) for bias, weight in zip(biases, weights, strict=True))
         rate = -8.0 * F.softplus(self.decay.to(x.dtype)).view(self.blocks, 1, -1)[blocks]
         # The first token has no past to make room for: it enters unscaled (Griffin's code).
         first = ((slice(None), 0, slice(None), slice(None), 0), (slice(None), 1, slice(None), slice(None), -1))
-        decay, inflow = _Gates.apply(*logits, x, rate, lines.shape, first)
+        gated = (*logits, x, rate, lines.shape, first)
+        decay, inflow = _Gates.apply(*gated) if torch.is_grad_enabled() else _open(*gated)[2::2]
         return linear_scan(decay.view(lines.shape), inflow.view(lines.shape), dim=4, ways=1)

@@ -37,7 +37,8 @@ class ManhattanDecay(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
         heads = len(self.logit)
-        rows, columns = (self.axis_filter(length).to(x.dtype) for length in (height, width))
+        rows = self.axis_filter(height).to(x.dtype)
+        columns = rows if width == height else self.axis_filter(width).to(x.dtype)
         lines = x.view(batch, height, width, heads, -1).permute(3, 1, 2, 0, 4).reshape(heads, height, -1)  # [heads, h, w*B*c]
         mixed = torch.bmm(rows, lines).view(heads * height, width, -1)
         columns = columns[:, None].expand(-1, height, -1, -1).reshape(heads * height, width, width)

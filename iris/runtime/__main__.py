@@ -1,0 +1,57 @@
+"""python -m iris.runtime FOLDER "red apple" -o apple.png: one picture, without torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from iris.runtime.png import png_bytes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line, draw, write; a mistake is one sentence and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m iris.runtime", description=__doc__)
+    parser.add_argument("folder", help="what python -m iris.export wrote")
+    parser.add_argument("prompt")
+    parser.add_argument("-o", "--output", type=Path, default=Path("picture.png"))
+    parser.add_argument("--num-steps", type=int)
+    parser.add_argument("--num-iterations", type=int)
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as onnxruntime likes")
+    parser.add_argument("--json", action="store_true", help="print seconds and the peak memory of this process as JSON")
+    given = parser.parse_args(arguments)
+    started = time.monotonic()
+    try:
+        from iris.runtime.generate import OnnxPipeline
+
+        pictures = OnnxPipeline(given.folder, given.threads)(given.prompt, given.num_steps, given.num_iterations, given.guidance_scale, given.seed)
+        given.output.write_bytes(png_bytes(pictures[0]))
+    except ImportError as error:
+        print(f"Error: {error.name} is not installed; run: pip install \"iris-workbench[runtime]\".", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    facts = {"output": str(given.output), "seconds": round(time.monotonic() - started, 3), "peak_bytes": _peak_bytes()}
+    print(json.dumps(facts) if given.json else f"{given.output}: {facts['seconds']:.2f} s, {facts['peak_bytes'] / 1e6:.0f} MB at the peak")
+    return 0
+
+
+def _peak_bytes() -> int:
+    """The highest resident memory of this process."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource
+
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return highest if sys.platform == "darwin" else highest * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
