@@ -1,7 +1,7 @@
 """From a trained run to a folder that a stranger can use: half-precision shards, a model card, a sheet of samples.
 
     python -m iris.evaluation quality runs/release/03/pipeline --json > quality.json
-    python -m reports.release runs/release/03/pipeline demo/models/iris-micro --quality quality.json
+    python -m reports.release runs/release/03/pipeline demo/models/iris-scenes --quality quality.json
 
 Every number on the card comes from the run's own metadata or from the quality file; nothing is typed in.
 """
@@ -20,10 +20,17 @@ from iris.nn.generator import parameter_count
 from iris.pipeline import IRISPipeline
 
 # Not picked by their looks: the first prompts of each kind that a visitor would try, always with seed 0.
-SHEET = ("a red circle", "a blue star", "a large green triangle", "two red squares", "three yellow circles", "a purple ring on a black background",
-         "a red circle left of a blue square", "a green star above a purple cross", "red apple", "red heart", "grinning face", "sunflower",
-         "a clock", "a blue book", "cat face", "an orange fish")
+SCENES = ("a red circle", "a blue star", "a large green triangle", "two red squares", "three yellow circles", "a purple ring on a black background",
+          "a red circle left of a blue square", "a green star above a purple cross")
+MORE_SCENES = ("a small yellow star", "a pink ring", "an orange triangle on a white background", "two purple crosses", "three green squares",
+               "a blue circle above a red star", "a yellow cross right of a green ring", "a large red square")
+ART = ("red apple", "red heart", "grinning face", "sunflower", "a clock", "a blue book", "cat face", "an orange fish")
 SHARE_ALIKE = ("openmoji",)
+
+
+def sheet(source: str) -> tuple[str, ...]:
+    """The prompts for a model that was trained on `source`: scenes, and art where it has seen any."""
+    return SCENES + (ART if "emoji" in source else MORE_SCENES)
 
 
 def data_lines(source: str) -> list[str]:
@@ -113,7 +120,7 @@ they were rounded to half precision.
 {measured}
 
 ## Limits
-It knows emoji-like art and simple scenes, at {pipe.image_size} px, and nothing else; it has seen no photographs. How far to trust a prompt is in the table:
+It knows {"emoji-like art and simple scenes" if "emoji" in training["data"] else "scenes of coloured shapes"}, at {pipe.image_size} px, and nothing else. How far to trust a prompt is in the table:
 `scenes.KIND.right` is the share of held-out captions of that kind whose every object the checker read back with the right colour and shape,
 `scenes.KIND.colour` the share with the right colours, and `ceiling` what the autoencoder alone would allow.
 """
@@ -121,17 +128,19 @@ It knows emoji-like art and simple scenes, at {pipe.image_size} px, and nothing 
 
 def release(
     run: Annotated[Path, typer.Argument(help="a trained pipeline folder")],
-    folder: Annotated[Path, typer.Argument(help="where the released model goes, such as demo/models/iris-micro")],
+    folder: Annotated[Path, typer.Argument(help="where the released model goes, such as demo/models/iris-scenes")],
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m iris.evaluation quality RUN --json`")] = None,
 ) -> None:
     """Write the released model, its card and its sample sheet."""
     pipe = IRISPipeline.from_pretrained(run)
-    data_lines(pipe.metadata["training"]["data"])  # refuse before anything is written
-    pipe.metadata["examples"] = [SHEET[index] for index in (6, 7, 3, 5, 8, 9, 13, 15)]
+    source = pipe.metadata["training"]["data"]
+    data_lines(source)  # refuse before anything is written
+    prompts = sheet(source)
+    pipe.metadata["examples"] = [prompts[index] for index in (0, 6, 3, 5, 8, 9, 13, 15)]
     pipe.save_pretrained(folder)
     pipe = IRISPipeline.from_pretrained(folder)  # the sheet shows what was released, half precision included
-    images = pipe(list(SHEET), seed=[0] * len(SHEET)).images
-    save_figure(image_grid(images, SHEET, columns=8), folder / "samples.png", dpi=100)
+    images = pipe(list(prompts), seed=[0] * len(prompts)).images
+    save_figure(image_grid(images, prompts, columns=8), folder / "samples.png", dpi=100)
     figures = json.loads(quality.read_text()) if quality else {}
     (folder / "README.md").write_text(model_card(pipe, folder.as_posix(), figures))
     typer.echo(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
