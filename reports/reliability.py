@@ -66,7 +66,7 @@ ROWS = (
          "test_damage_anywhere_is_found_or_harmless", "test_memory_is_bounded_by_the_method")),
     Row("Data", "pictures of 0 bytes to 400 megapixels, every format", "a picture or one sentence, at most 150 MB and 2 s",
         ("test_no_picture_takes_more_than_two_seconds_and_150_megabytes", "test_a_picture_is_pixels_or_one_sentence")),
-    Row("Entries", "10,000 fuzzed calls: prompts, seeds, counts, pictures, masks, configs, captions, PNG metadata", "a result or one sentence of our own",
+    Row("Entries", "fuzzed calls (10,000 with masks): prompts, seeds, counts, pictures, masks, configs, captions, PNG metadata", "a result or one sentence of our own",
         ("test_the_pipeline", "test_the_demos_request", "test_the_metadata_of_a_png", "test_any_picture_file", "test_any_config",
          "test_a_model_whose_config_was_changed_and_signed_anew", "test_any_caption", "test_any_folder_of_pictures", "test_any_mask")),
     Row("Entries", "prompts: empty, 100k characters, NUL, joined emoji, right to left, HTML, None, numbers", "a picture or a sentence",
