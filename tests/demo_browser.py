@@ -5,6 +5,7 @@ Screenshots go to the folder in IRIS_SCREENSHOTS, or to pytest's temporary folde
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import warnings
@@ -15,7 +16,7 @@ import pytest
 
 try:
     import axe_playwright_python
-    from playwright.sync_api import Browser, Page, expect, sync_playwright
+    from playwright.sync_api import Browser, Page, TimeoutError, expect, sync_playwright
 except ImportError:
     Browser = Page = None
 from demo_server import Server, server  # noqa: F401
@@ -65,12 +66,19 @@ class Visit:
     def tab(self, *names: str) -> None:
         """Open a tab, and one inside it; on a narrow screen it may stand in the menu of those that found no room."""
         for name in names:
-            tab = self.page.get_by_role("tab", name=name, exact=True).first
-            if tab.is_visible():
-                tab.click()
-            else:
-                self.page.locator(".overflow-menu > button").first.click()
-                self.page.locator(".overflow-dropdown button", has_text=name).first.click()
+            assert any(self._chosen(name) for _ in range(10)), f"the tab {name} cannot be opened"
+
+    def _chosen(self, name: str) -> bool:
+        """One try; while a page opens, its tabs still move into the menu and out of it."""
+        shown = self.page.get_by_role("tab", name=name, exact=True).locator("visible=true").first
+        with contextlib.suppress(TimeoutError):
+            shown.click(timeout=1500)
+            return True
+        with contextlib.suppress(TimeoutError):
+            self.page.locator(".overflow-menu > button").locator("visible=true").first.click(timeout=1500)
+            self.page.locator(".overflow-dropdown button", has_text=name).first.click(timeout=1500)
+            return True
+        return False
 
     def write(self, elem_id: str, text: str) -> None:
         """Type into a textbox or a number."""
