@@ -28,6 +28,7 @@ with contextlib.suppress(ImportError):
 import gradio as gr  # noqa: E402
 import PIL.Image  # noqa: E402
 
+from demo.limits import visitor_limits  # noqa: E402
 from demo.model import MODELS, LoadedModel, best_device  # noqa: E402
 from demo.settings import PRIVATE  # noqa: E402
 from demo.tabs import about, between, create, depth, edit, inside, latents, train  # noqa: E402
@@ -87,9 +88,10 @@ def _hand_over(button: gr.Button, made: create.CreateTab, tabs: gr.Tabs, name: s
 def launch_options(host: str, port: int | None, share: bool = False, public: bool = False) -> dict[str, Any]:
     """Everything `launch()` takes: the looks, and a server that answers nothing it was not asked to.
 
-    Uploads are pictures; at home also archives of them, to train on.
+    Uploads are pictures; at home also archives of them, to train on. In public each visitor has a share of the server (`demo.limits`).
     """
-    return {
+    limits = {"app_kwargs": {"middleware": visitor_limits(proxies=1 if os.environ.get("SPACE_ID") else 0)}} if public else {}
+    return limits | {
         "server_name": host, "server_port": port, "share": share, "theme": iris_theme(), "css": CSS,
         "show_error": False, "allowed_paths": [], "max_file_size": "10mb" if public else "260mb", "enable_monitoring": False, "run_history": False,
         "ssr_mode": False, "state_session_capacity": 500, "footer_links": ["api", "settings"], "quiet": True,

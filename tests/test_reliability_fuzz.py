@@ -98,8 +98,9 @@ def test_the_pipeline(pipeline: IRISPipeline, soak: bool, record_property) -> No
 
 
 def test_the_demos_request(soak: bool, record_property) -> None:
-    fields = st.tuples(st.one_of(PROMPTS, PROMPTS, JUNK), st.one_of(PROMPTS, JUNK), mostly(st.integers(0, MAX_SEED)), mostly(st.integers(1, 32)),
-                       mostly(st.one_of(st.integers(1, 32), st.just("auto"))), mostly(st.floats(0, 10)))
+    good = (st.text(st.characters(categories=("L", "N")), min_size=1, max_size=40), PROMPTS, st.integers(0, MAX_SEED), st.integers(1, 32),
+            st.one_of(st.integers(1, 32), st.just("auto")), st.floats(0, 10))
+    fields = st.one_of(st.tuples(*good), st.tuples(st.one_of(PROMPTS, JUNK), st.one_of(PROMPTS, JUNK), *map(mostly, good[2:])))
 
     def call(values: tuple) -> None:
         request = GenerationRequest.parse(*values)

@@ -96,7 +96,7 @@ def overfit(name: str, batch_size: int, train_steps: int, learning_rate: float) 
     batches.batch_size, loss.random_depth = batch_size, False
     fixed = Fixed(loss, loss.draw(module, batches(0), rng_for(0)))
     train = TrainConfig(train_steps=train_steps, batch_size=batch_size, learning_rate=learning_rate, warmup_steps=10, decay_share=0.6,
-                        weight_decay=0.0, ema_decay=0.0)
+                        weight_decay=0.0, ema_decay=0.0, optimizer="adamw")  # its rates were found with AdamW
     with torch.no_grad():
         before = float(loss(module, fixed.fixed).loss)
         with torch.enable_grad():
