@@ -75,6 +75,17 @@ def test_peers_have_the_size_of_their_name_and_map_latents_to_latents(name: str,
 
 
 @needs_diffusers
+@pytest.mark.parametrize("name", ["pixart", "sana", "dit", "unet"])
+def test_a_larger_picture_is_the_same_network_with_more_tokens(name: str) -> None:
+    with torch.device("meta"):
+        small, large = peers.build_peer(name, 16), peers.build_peer(name, 64)
+        assert large.shape[-1] == 4 * small.shape[-1]
+        assert large.velocity(torch.randn(1, *large.shape), torch.full((1,), 500.0)).shape[1:] == large.shape
+    shapes = [{key: value.shape for key, value in peer.module.named_parameters()} for peer in (small, large)]
+    assert shapes[0] == shapes[1]
+
+
+@needs_diffusers
 def test_taesd_is_the_small_autoencoder() -> None:
     taesd = peers.build_taesd()
     assert 2.3e6 < sum(parameter.numel() for parameter in taesd.parameters()) < 2.6e6

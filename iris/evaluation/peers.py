@@ -69,7 +69,8 @@ def _text(z: Tensor) -> Tensor:
 
 def _pixart(library: Any, side: int) -> Peer:
     module = library.PixArtTransformer2DModel(num_attention_heads=8, attention_head_dim=64, num_layers=10, in_channels=4, out_channels=4,
-                                              cross_attention_dim=512, caption_channels=TEXT[1], sample_size=2 * side, patch_size=2)
+                                              cross_attention_dim=512, caption_channels=TEXT[1], sample_size=2 * side, patch_size=2,
+                                              use_additional_conditions=False)  # by default on from 1024 px
     nothing = {"resolution": None, "aspect_ratio": None}
     return Peer("pixart", module, lambda z, t: module(z, encoder_hidden_states=_text(z), timestep=t, added_cond_kwargs=nothing).sample, (4, 2 * side, 2 * side))
 

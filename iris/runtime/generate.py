@@ -44,6 +44,7 @@ class OnnxPipeline:
         self.options.intra_op_num_threads = threads
         self.options.log_severity_level = 3
         self.options.enable_cpu_mem_arena = False  # the arena keeps a peak that comes once
+        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core to others
         self._kept: dict[str, onnxruntime.InferenceSession] = {}
         self._read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
