@@ -113,9 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="a model folder or a Hub id (default: the first folder in demo/models)")
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"))
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
-    parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's tunnel")
+    parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's tunnel; implies --public")
     parser.add_argument("--public", action="store_true", default=on_space, help="visitors may not change the model or train (a Space's default)")
     options = parser.parse_args(arguments)
+    options.public |= options.share  # a public link is the open internet
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

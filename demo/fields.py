@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import gradio as gr
 from gradio.components import Component
 
 from demo.model import LoadedModel
 from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, STEPS
-from demo.settings import PRIVATE, starting_values
+from demo.settings import PRIVATE, Components, starting_values
 
 
 @dataclass(frozen=True)
-class NumberFields:
-    """The components, in the order in which the tabs' events take them."""
+class NumberFields(Components):
+    """The numbers of a drawing, and whether two of them are decided by chance or by the model."""
 
     seed: Component
     randomise: Component
@@ -22,10 +22,6 @@ class NumberFields:
     iterations: Component
     auto: Component
     guidance: Component
-
-    @property
-    def components(self) -> list[Component]:
-        return [getattr(self, field.name) for field in fields(self)]
 
 
 def build_numbers(model: LoadedModel, name: str) -> NumberFields:

@@ -41,6 +41,11 @@ class LoadedModel:
         """What a visitor reads: the folder's name, or the configuration's."""
         return self.pipeline.config.name if self.folder is None else shown_name(self.folder.resolve())
 
+    @property
+    def example(self) -> str:
+        """A prompt that this model can draw, for empty fields to suggest."""
+        return next(iter(example_prompts(self.pipeline)), "a red circle")
+
     def choices(self) -> list[tuple[str, str]]:
         """(shown name, source) of every model on this disk."""
         return [(shown_name(folder), str(folder.relative_to(ROOT))) for folder in folders_on_disk()]
@@ -63,6 +68,12 @@ class LoadedModel:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def example_prompts(pipeline: IRISPipeline) -> list[str]:
+    """The prompts that the model's makers suggest; its metadata is a file from anywhere, so only short strings pass."""
+    told = pipeline.metadata.get("examples", [])
+    return [text.strip() for text in told if isinstance(text, str) and 0 < len(text.strip()) <= 80] if isinstance(told, (list, tuple)) else []
 
 
 def best_device() -> str | None:

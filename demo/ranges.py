@@ -16,7 +16,7 @@ def ranges_html(pipeline: IRISPipeline) -> str:
         found = learned_ranges(pipeline.generator)
     except ProbeError:
         return '<p class="note">This model\'s core has no spatial and recurrent path.</p>'
-    side = pipeline.config.generator.core_shape(*[pipeline.config.autoencoder.latent_size] * 2)[0]
+    side = found.grid
     radii = _chart(found.radii, side, PATHS["spatial"], "head", "Reach of the spatial heads")
     memory = _chart(found.memory, side, PATHS["recurrence"], "channel", "Memory of the recurrent channels")
     return (f'<div class="pair"><figure>{radii}<figcaption>How far each spatial head looks<small>tokens until its weight has fallen to 1/e</small>'

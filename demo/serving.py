@@ -15,10 +15,12 @@ from gradio.components import Component
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
+from demo.limits import within
 from demo.status import status_html
 
 # One group for every event that runs the model, so that a Create and an Inside request never compute at once.
 MODEL_QUEUE = "model"
+MAX_SECONDS = 300.0  # of one event; the next visitor waits for it
 GENERIC_ERROR = "Something went wrong on the server while drawing. Please try again."
 
 log = logging.getLogger(__name__)
@@ -28,14 +30,14 @@ _NO_TAGS = str.maketrans("<>", "‹›")  # a message is shown as HTML by the pa
 def sentences(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """A generator event whose errors a visitor can read.
 
-    The project's own ValueErrors become their one sentence; anything else is logged here and answered with a general
+    It ends after MAX_SECONDS, with a sentence too. The project's own ValueErrors become their one sentence; anything else is logged here and answered with a general
     sentence, because a foreign message may hold a path.
     """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Iterator[Any]:
         try:
-            yield from function(*args, **kwargs)
+            yield from within(MAX_SECONDS, function(*args, **kwargs))
         except gr.Error:
             raise
         except Exception as error:

@@ -16,8 +16,17 @@ MAX_IMAGES = 4
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
+class Components:
+    """Base of a dataclass of components."""
+
+    @property
+    def components(self) -> list[Component]:
+        """In the order in which events take them."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Components):
     """All that decides a picture but its prompt, in the order in which `fill` gives their values."""
 
     negative: Component
@@ -29,9 +38,17 @@ class Settings:
     guidance: Component
     effort: Component
 
-    @property
-    def components(self) -> list[Component]:
-        return [getattr(self, field.name) for field in fields(self)]
+
+def ask_row(model: LoadedModel, name: str, label: str, action: str) -> tuple[gr.Textbox, gr.Button, gr.Button]:
+    """The first row of a tab beside Create: prompt, a button that begins and one that stops; `name` begins the components' ids."""
+    with gr.Row(elem_classes="ask"):
+        prompt = gr.Textbox(
+            label=label, show_label=False, placeholder=f"Describe a picture, for example: {model.example}", lines=1, max_lines=1,
+            max_length=1000, scale=5, min_width=240, container=False, elem_id=f"{name}-prompt",
+        )
+        go = gr.Button(action, variant="primary", scale=1, min_width=110, elem_id=f"{name}-go")
+        stop = gr.Button("Stop", scale=0, min_width=80, interactive=False, elem_id=f"{name}-stop")
+    return prompt, go, stop
 
 
 def fill(model: LoadedModel, request: GenerationRequest) -> tuple[Any, ...]:

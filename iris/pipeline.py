@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from iris.checkpoint import CheckpointError, load_module, read_checkpoint, resolve_folder, write_checkpoint
+from iris.checkpoint import CheckpointError, build_module, read_checkpoint, resolve_folder, write_checkpoint
 from iris.config import IRISConfig
 from iris.flow import interpolate, timestep_schedule
 from iris.nn.autoencoder import WaveletVAE
@@ -41,7 +41,7 @@ class SamplingDefaults:
     num_iterations: int | str = 8
     guidance_scale: float = 3.0
     sampler: str = "euler"
-    exit_threshold: float = 0.03  # of "auto", calibrated on held-out pictures (`evaluation.depth`)
+    exit_threshold: float = 0.03  # of "auto": relative change of the state
     carry_state: bool = False
 
 
@@ -298,9 +298,8 @@ class IRISPipeline:
         if set(stored.tensors) != {"autoencoder", "generator"}:
             raise CheckpointError(f"{folder} holds {', '.join(sorted(stored.tensors)) or 'nothing'}; a pipeline needs an autoencoder and a generator.")
         config = IRISConfig.from_dict(stored.config)
-        autoencoder, generator = WaveletVAE(config.autoencoder), Generator(config.generator)
-        load_module(autoencoder, stored.tensors["autoencoder"])
-        load_module(generator, stored.tensors["generator"])
+        autoencoder = build_module(lambda: WaveletVAE(config.autoencoder), stored.tensors["autoencoder"])
+        generator = build_module(lambda: Generator(config.generator), stored.tensors["generator"])
         try:
             defaults = SamplingDefaults(**stored.metadata.get("defaults", {}))
         except TypeError:

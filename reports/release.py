@@ -74,9 +74,18 @@ def _sizes(quality: dict[str, Any]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) + " pictures"
 
 
+def _told(training: dict[str, Any]) -> str:
+    """One training in a sentence."""
+    ended = "" if training["finished"] else ", ended before its last step"
+    return (f"stage {training['stage']} on {training['data']}, {training['step']:,} steps of {training['recipe']['batch_size']}, "
+            f"{training['minutes']:.0f} minutes{ended}.")
+
+
 def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any]) -> str:
     """The card's text, with the front matter that the Hub reads."""
     training, defaults = pipe.metadata["training"], pipe.defaults
+    trainings = [*training.get("before", []), {key: value for key, value in training.items() if key != "before"}]
+    recipes = "\n".join(f"- {_told(part)}\n  Recipe: `{json.dumps(part['recipe'])}`" for part in trainings)
     parts = {"generator": pipe.generator, "of that the shared core": pipe.generator.core, "autoencoder": pipe.autoencoder}
     rows = "\n".join(f"| {key} | {value} |" for key, value in _estimates(quality))
     measured = f"| figure | value (95 % interval) |\n|---|---|\n{rows}" if rows else "Not measured."
@@ -110,8 +119,9 @@ Not picked: fixed prompts, seed 0, the default settings ({defaults.num_steps} st
 Text states come from all-MiniLM-L6-v2 (Apache-2.0); the autoencoder's perceptual loss used EfficientNet-lite0 (Apache-2.0).
 
 ## Recipe and cost
-Stage {training["stage"]}, {training["step"]:,} steps of {training["recipe"]["batch_size"]} ({training["images_seen"]:,} pictures seen), {training["minutes"]:.0f} minutes{"" if training["finished"] else ", ended by the clock"}.
-Recipe: `{json.dumps(training["recipe"])}`
+{sum(part["images_seen"] for part in trainings):,} pictures seen in {sum(part["minutes"] for part in trainings):.0f} minutes, each training from the averaged weights of the one before:
+
+{recipes}
 
 ## Measured
 On held-out data, by `python -m iris.evaluation quality RUN --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
@@ -136,7 +146,7 @@ def release(
     source = pipe.metadata["training"]["data"]
     data_lines(source)  # refuse before anything is written
     prompts = sheet(source)
-    pipe.metadata["examples"] = [prompts[index] for index in (0, 1, 2, 3, 10, 13)]  # objects alone or alike: what a small model learns first
+    pipe.metadata["examples"] = [prompts[index] for index in (0, 1, 2, 3, 10)]  # objects alone or alike: what a small model learns first
     pipe.save_pretrained(folder)
     pipe = IRISPipeline.from_pretrained(folder)  # the sheet shows what was released, half precision included
     images = pipe(list(prompts), seed=[0] * len(prompts)).images

@@ -59,6 +59,12 @@ def test_every_stage_leaves_a_model_figures_and_a_summary(results: dict[int, Sta
         assert all(len(row["loss_by_t"]) == 8 and row["loss_by_depth"] for row in rows)
 
 
+def test_a_model_tells_every_training_its_generator_went_through(results: dict[int, StageResult]) -> None:
+    told = {stage: read_checkpoint(result.pipeline_path).metadata["training"] for stage, result in results.items()}
+    assert [part["stage"] for part in told[5]["before"]] == [2, 3, 4] and told[1]["before"] == told[2]["before"] == []
+    assert [{**told[stage], "before": []} for stage in (2, 3, 4)] == [{**part, "before": []} for part in told[5]["before"]]
+
+
 def test_stage_1_calibrates_and_measures(results: dict[int, StageResult]) -> None:
     assert math.isfinite(results[1].summary["held_out_psnr"]) and results[1].summary["perceptual_loss"] is False
     stored = read_checkpoint(results[1].pipeline_path).tensors["autoencoder"]

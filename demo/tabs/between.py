@@ -56,7 +56,7 @@ def build_tab(model: LoadedModel) -> None:
     stream = filming(model)
     gr.HTML(NOTE, elem_classes="plain")
     with gr.Row():
-        prompt = gr.Textbox(label="From", placeholder="red apple", lines=1, max_lines=1, max_length=1000, min_width=200, elem_id="from")
+        prompt = gr.Textbox(label="From", placeholder=model.example, lines=1, max_lines=1, max_length=1000, min_width=200, elem_id="from")
         other = gr.Textbox(label="To", placeholder="The same words when left empty", lines=1, max_lines=1, max_length=1000, min_width=200, elem_id="to")
     with gr.Row(elem_classes="actions"):
         go = gr.Button("Animate", variant="primary", scale=1, min_width=110, elem_id="between-go")

@@ -14,7 +14,7 @@ from gradio.data_classes import FileData
 
 from demo.drawing import Progress, Stream, core_passes, drawing_stream, saved, told_parameters
 from demo.link import COPY_LINK, read_link
-from demo.model import LoadedModel
+from demo.model import LoadedModel, example_prompts
 from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.png import PngError, read_png
 from demo.request import MAX_SEED, STEPS, GenerationRequest, RequestError, whole_number
@@ -50,12 +50,12 @@ def build_tab(model: LoadedModel) -> CreateTab:
     visit, chosen = gr.State([]), gr.State(None)
     with gr.Row(elem_classes="ask"):
         prompt = gr.Textbox(
-            label="Prompt", show_label=False, placeholder="Describe a picture, for example: red apple", lines=1, max_lines=1,
+            label="Prompt", show_label=False, placeholder=f"Describe a picture, for example: {model.example}", lines=1, max_lines=1,
             max_length=1000, scale=5, min_width=240, container=False, autofocus=True, elem_id="prompt",
         )
         go = gr.Button("Generate", variant="primary", scale=1, min_width=110, elem_id="generate")
         stop = gr.Button("Stop", variant="secondary", scale=0, min_width=80, interactive=False, elem_id="stop")
-    examples = _examples(model.pipeline.metadata.get("examples", []))
+    examples = _examples(model)
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=1, min_width=300):
             picture = gr.Image(
@@ -208,11 +208,9 @@ def _restore_link(model: LoadedModel, query: Mapping[str, str], built_for: IRISP
     return gr.skip(), *fill_defaults(model)
 
 
-def _examples(prompts: object) -> gr.Dataset | None:
-    """A row of prompts to press; a model's metadata is a file from anywhere, so only short strings pass."""
-    if not isinstance(prompts, (list, tuple)):
-        return None
-    texts = [text.strip() for text in prompts if isinstance(text, str) and 0 < len(text.strip()) <= 80][:MAX_EXAMPLES]
+def _examples(model: LoadedModel) -> gr.Dataset | None:
+    """A row of prompts to press."""
+    texts = example_prompts(model.pipeline)[:MAX_EXAMPLES]
     if not texts:
         return None
     return gr.Dataset(

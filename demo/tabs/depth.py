@@ -17,7 +17,7 @@ from demo.model import LoadedModel
 from demo.pictures import row_html
 from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
-from demo.settings import starting_values
+from demo.settings import ask_row, starting_values
 from demo.status import count, status_html, status_line
 from demo.thinking import (
     DEPTHS,
@@ -48,13 +48,7 @@ def build_tab(model: LoadedModel) -> DepthTab:
     """The tab's components and events inside the current Blocks."""
     steps_at_first, _, scale = starting_values(model)
     gr.HTML(NOTE, elem_classes="plain")
-    with gr.Row(elem_classes="ask"):
-        prompt = gr.Textbox(
-            label="Prompt to compare", show_label=False, placeholder="Describe a picture, for example: red apple", lines=1, max_lines=1,
-            max_length=1000, scale=5, min_width=240, container=False, elem_id="depth-prompt",
-        )
-        go = gr.Button("Compare", variant="primary", scale=1, min_width=110, elem_id="depth-go")
-        stop = gr.Button("Stop", scale=0, min_width=80, interactive=False, elem_id="depth-stop")
+    prompt, go, stop = ask_row(model, "depth", "Prompt to compare", "Compare")
     with gr.Row(elem_classes="numbers"):
         seed = gr.Number(0, label="Seed", minimum=0, maximum=MAX_SEED, step=1, precision=0, min_width=120, elem_id="depth-seed")
         steps = gr.Slider(1, MAX_STEPS, min(steps_at_first, MAX_STEPS), step=1, precision=0, label="Steps", buttons=[], min_width=160, elem_id="depth-steps")

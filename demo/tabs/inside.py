@@ -20,7 +20,7 @@ from demo.pictures import Shown, row_html
 from demo.ranges import ranges_html
 from demo.request import GUIDANCE, MAX_SEED, STEPS, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, on_gpu, runs_until_stopped, sentences
-from demo.settings import PRIVATE
+from demo.settings import PRIVATE, ask_row
 from demo.status import count, status_html, status_line
 from iris.evaluation.probes import Trace, trace
 
@@ -40,13 +40,7 @@ def build_tab(model: LoadedModel) -> InsideTab:
     """The tab's components and events inside the current Blocks."""
     look = look_stream(model)
     defaults = model.pipeline.defaults
-    with gr.Row(elem_classes="ask"):
-        prompt = gr.Textbox(
-            label="Prompt to look inside", show_label=False, placeholder="Describe a picture, for example: red apple", lines=1, max_lines=1,
-            max_length=1000, scale=5, min_width=240, container=False, elem_id="inside-prompt",
-        )
-        go = gr.Button("Look inside", variant="primary", scale=1, min_width=110, elem_id="inside-go")
-        stop = gr.Button("Stop", scale=0, min_width=80, interactive=False, elem_id="inside-stop")
+    prompt, go, stop = ask_row(model, "inside", "Prompt to look inside", "Look inside")
     with gr.Row(elem_classes="numbers"):
         seed = gr.Number(0, label="Seed", minimum=0, maximum=MAX_SEED, step=1, precision=0, min_width=120, elem_id="inside-seed")
         steps = gr.Slider(*STEPS, min(defaults.num_steps, STEPS[1]), step=1, precision=0, label="Steps", buttons=[], min_width=160)

@@ -126,8 +126,9 @@ class LearnedRanges:
 class _RecordingVelocity(GuidedVelocity):
     """The guided velocity field of sampling, at a fixed depth, which also keeps what happened in each iteration."""
 
-    def __init__(self, generator: Generator, context: TextContext, away: TextContext, guidance_scale: float, num_iterations: int) -> None:
-        super().__init__(generator, context, away, guidance_scale, num_iterations)
+    def __init__(self, generator: Generator, context: TextContext, away: TextContext, guidance_scale: float, num_iterations: int,
+                 carry_state: bool) -> None:
+        super().__init__(generator, context, away, guidance_scale, num_iterations, carry_state=carry_state)
         self.calls: list[dict[str, Tensor]] = []
         self.times: list[float] = []
 
@@ -137,14 +138,17 @@ class _RecordingVelocity(GuidedVelocity):
         both, times = z.repeat(rows, 1, 1, 1), t.repeat(rows)
         embedded = self.generator.embed(both, times, self.context)
         records, previous = [], None
-        for state in self.generator.iterate(embedded, self.context, int(self.num_iterations), record=True):
+        start = self.state if self.carry_state else None
+        for state in self.generator.iterate(embedded, self.context, int(self.num_iterations), start, record=True):
             velocity = self.generator.readout(state.tokens, embedded)
             if self.guided:
                 text, null = velocity.chunk(2)
                 velocity = torch.lerp(null, text, self.guidance_scale)
-            previous = torch.zeros_like(state.tokens) if previous is None else previous
+            if previous is None:
+                previous = torch.zeros_like(state.tokens) if start is None else start
             records.append(_record(state.maps or (), state.tokens[0], previous[0]) | {"data": velocity_to_data(z, velocity, t)[0]})
             previous = state.tokens
+        self.state = previous
         self.calls.append({name: torch.stack([record[name] for record in records]) for name in records[0]})
         self.times.append(float(t[0]))
         return velocity
@@ -178,7 +182,7 @@ def trace(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | None 
     prompt = clean_prompt(prompt)
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     context, away = pipe.contexts([prompt], negative_prompt)
-    velocity = _RecordingVelocity(pipe.generator, context, away, scale, depth)
+    velocity = _RecordingVelocity(pipe.generator, context, away, scale, depth, defaults.carry_state)
     noise = initial_noise([seed], _latent_shape(pipe), pipe.device)
     schedule = timestep_schedule(defaults.num_steps if num_steps is None else num_steps)
     latents = last_step(SAMPLERS[sampler or defaults.sampler](velocity, noise, schedule, [seed])).latents
@@ -303,4 +307,5 @@ def learned_ranges(generator: Generator) -> LearnedRanges:
     if not all(hasattr(mixer, "spatial") and hasattr(mixer, "recurrence") for mixer in mixers):
         raise ProbeError(f"the mixer {generator.config.mixer!r} has no spatial and recurrent path; only 'grfm' has both.")
     return LearnedRanges(np.stack([mixer.spatial.radii().cpu().numpy() for mixer in mixers]),
-                         np.stack([mixer.recurrence.memory_lengths().cpu().numpy() for mixer in mixers]), generator.config.latent_size)
+                         np.stack([mixer.recurrence.memory_lengths().cpu().numpy() for mixer in mixers]),
+                         generator.config.latent_size // generator.config.core_stride)

@@ -120,7 +120,8 @@ def _train_flow(stage: int, config: IRISConfig, train_data: ImageDataset, held_o
     data = _encode_both(config, autoencoder, train_data, held_out_data, captions, run)
     loss = RectifiedFlowLoss(**loss_options)
     result = _fit_latents(generator, loss, data, train, run, on_log)
-    return _finish(stage, run, config, train, result, {}, train_data, {"autoencoder": autoencoder, "generator": result.module.float()})
+    modules = {"autoencoder": autoencoder, "generator": result.module.float()}
+    return _finish(stage, run, config, train, result, {}, train_data, modules, before=_trainings(init))
 
 
 def _encode_both(config: IRISConfig, autoencoder: WaveletVAE, train_data: ImageDataset, held_out_data: ImageDataset, captions: Captions,
@@ -158,7 +159,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     student = result.module.float()
     summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher, data[1], guidance_scale)}
     defaults = SamplingDefaults(num_steps=4, num_iterations=config.generator.mean_iterations, guidance_scale=1.0, sampler="consistency")
-    return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults)
+    return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, _trainings(init))
 
 
 @torch.no_grad()
@@ -217,8 +218,15 @@ def load_models(folder: str | Path, config: IRISConfig, seed: int, trained: bool
     return autoencoder.eval().requires_grad_(False), generator
 
 
+def _trainings(folder: str | Path) -> list[dict[str, Any]]:
+    """What the generator in a model folder has been through, the first training first; empty when it holds none."""
+    stored = read_checkpoint(resolve_folder(folder), ["generator"])
+    told = stored.metadata.get("training") if "generator" in stored.tensors else None
+    return [*told.get("before", []), {key: value for key, value in told.items() if key != "before"}] if told else []
+
+
 def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result: FitResult, summary: dict[str, Any], data: ImageDataset,
-            modules: dict[str, torch.nn.Module], defaults: SamplingDefaults | None = None) -> StageResult:
+            modules: dict[str, torch.nn.Module], defaults: SamplingDefaults | None = None, before: list[dict[str, Any]] | None = None) -> StageResult:
     """Write RUN/pipeline and RUN/summary.json (the first process does)."""
     rows = run.metrics()
     held_out = [row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None]
@@ -228,6 +236,6 @@ def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result
     summary = {**training, **summary, "held_out_loss": held_out[-1] if held_out else None, "skipped": dict(data.skipped)}
     if join_processes().is_main_process:
         write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
-                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train)}})
+                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), "before": before or []}})
         run.write_summary(summary)
     return StageResult(run.pipeline_path, summary)
