@@ -219,10 +219,9 @@ def load_models(folder: str | Path, config: IRISConfig, seed: int, trained: bool
 
 
 def _trainings(folder: str | Path) -> list[dict[str, Any]]:
-    """What the generator in a model folder has been through, the first training first; empty when it holds none."""
-    stored = read_checkpoint(resolve_folder(folder), ["generator"])
-    told = stored.metadata.get("training") if "generator" in stored.tensors else None
-    return [*told.get("before", []), {key: value for key, value in told.items() if key != "before"}] if told else []
+    """What the generator in a model folder has been through, the first training first; empty after stage 1, which makes none."""
+    told = read_checkpoint(resolve_folder(folder), []).metadata.get("training", {"stage": 1})
+    return [*told.get("before", []), {key: value for key, value in told.items() if key != "before"}] if told["stage"] > 1 else []
 
 
 def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result: FitResult, summary: dict[str, Any], data: ImageDataset,
