@@ -170,16 +170,20 @@ def test_odd_pictures_are_read(client: Client, tmp_path: Path, content: tuple) -
 
 
 @pytest.mark.parametrize(("endpoint", "values"), [
-    ("/edit", {"source_prompt": "b", "strength": 1.0}), ("/interpolate", {"frames": 16}), ("/compare_depths", {"depths": [1] * 8})])
+    ("/edit", {"source_prompt": "b", "strength": 1.0}), ("/interpolate", {"frames": 16}), ("/compare_depths", {"depths": [32] * 8, "num_steps": 16})])
 def test_every_long_answer_can_be_stopped(client: Client, source: Path, endpoint: str, values: dict) -> None:
-    """An answer that comes in parts ends between two of them; the next visitor is served meanwhile."""
+    """An answer that comes in parts ends between two of them; the next visitor is served meanwhile.
+
+    The work is the longest that the page allows: a quiet machine finishes a short one before it can be stopped.
+    """
     image = {"image": handle_file(source)} if endpoint == "/edit" else {}
-    depth = {} if endpoint == "/compare_depths" else {"num_iterations": 2}
-    job = client.submit(prompt="a", num_steps=16, seed=1, guidance_scale=2.0, **depth, **values, **image, api_name=endpoint)
+    depth = {} if endpoint == "/compare_depths" else {"num_iterations": 32}
+    settings = {"num_steps": 32, "seed": 1, "guidance_scale": 2.0, **depth, **values}
+    job = client.submit(prompt="a", **settings, **image, api_name=endpoint)
     deadline = time.monotonic() + 30
     while not job.outputs() and time.monotonic() < deadline:
         time.sleep(0.02)
     seen = len(job.outputs())
     job.cancel()
     assert client.predict(prompt="next", num_steps=1, num_iterations=1, api_name="/generate")[1]["prompt"] == "next"
-    assert 0 < seen <= len(job.outputs()) < (8 if endpoint == "/compare_depths" else 16)
+    assert 0 < seen <= len(job.outputs()) < (8 if endpoint == "/compare_depths" else 32)
