@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import tempfile
@@ -14,6 +15,7 @@ import gradio as gr
 from gradio.components import Component
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from demo.limits import within
 from demo.status import status_html
@@ -91,6 +93,13 @@ def cache_file(data: bytes, name: str) -> str:
         draft = Path(folder) / name
         draft.write_bytes(data)
         return save_file_to_cache(draft, get_upload_folder())
+
+
+def cache_picture(image: Image.Image) -> str:
+    """A picture on its way to a component. Handed over as an image, Gradio would write it again under the reader's eyes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return cache_file(buffer.getvalue(), "picture.png")
 
 
 def _sentence(error: Exception) -> str:

@@ -24,7 +24,7 @@ from demo.effort import DISTILLED, SOLVED, Effort, effort_named, efforts
 from demo.link import read_link
 from demo.model import LoadedModel, ModelError
 from demo.request import GenerationRequest, RequestError
-from demo.serving import cache_file
+from demo.serving import cache_file, cache_picture
 from demo.tabs import train
 from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
 from iris.checkpoint import CheckpointError
@@ -187,6 +187,9 @@ def test_a_file_that_is_being_read_is_not_written_again(tmp_path: Path, monkeypa
     path.chmod(0o400)
     assert cache_file(b"picture", "one.png") == str(path) and path.stat().st_ino == inode and path.read_bytes() == b"picture"
     assert Path(cache_file(b"another", "one.png")).read_bytes() == b"another" and path.read_bytes() == b"picture"
+    shown = Path(cache_picture(Image.new("RGB", (4, 4), "red")))
+    inode = shown.stat().st_ino
+    assert Path(cache_picture(Image.new("RGB", (4, 4), "red"))) == shown and shown.stat().st_ino == inode
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from demo.model import LoadedModel, example_prompts
 from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.png import PngError, read_png
 from demo.request import MAX_SEED, STEPS, GenerationRequest, RequestError, whole_number
-from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
+from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences
 from demo.settings import MAX_IMAGES, PRIVATE, build_settings, fill, fill_defaults
 from demo.status import count, status_html, status_line
 from demo.visit import Drawn, captions, picked, remember
@@ -135,7 +135,7 @@ def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
             for moment in stream(request, bool(every_iteration)):
                 told = _status(request, moment, place)
                 if not moment.finished:
-                    yield moment.image, told, *[nothing] * 7
+                    yield cache_picture(moment.image), told, *[nothing] * 7
                     continue
                 drawn = Drawn(saved(moment.image, moment.parameters), moment.parameters)
                 visit = remember(visit, drawn)

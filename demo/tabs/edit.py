@@ -32,7 +32,7 @@ from demo.fields import build_numbers
 from demo.model import LoadedModel
 from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.request import GenerationRequest
-from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
+from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences
 from demo.settings import PRIVATE
 from demo.status import count, status_html, status_line
 from demo.visit import Drawn
@@ -137,7 +137,7 @@ def _edit_event(model: LoadedModel, stream: Moments) -> Callable[..., Iterator[t
         yield gr.update(alt_text=request.prompt), status_html("Reading the picture", [f"seed {request.seed}"], 0.0), request.seed, *[gr.update(interactive=False)] * 2, nothing
         for moment in stream(job):
             if not moment.finished:
-                yield moment.image, _status(request, moment), *[nothing] * 4
+                yield cache_picture(moment.image), _status(request, moment), *[nothing] * 4
                 continue
             drawn = Drawn(saved(moment.image, moment.parameters), moment.parameters)
             enabled = gr.update(interactive=True)

@@ -18,7 +18,7 @@ from demo.encoding import Encoded, bands_html, encoding_stream, latents_html
 from demo.model import LoadedModel
 from demo.pictures import crisp
 from demo.png import write_png
-from demo.serving import MODEL_QUEUE, cache_file, runs_until_stopped, sentences
+from demo.serving import MODEL_QUEUE, cache_file, cache_picture, runs_until_stopped, sentences
 from demo.status import status_html, status_line
 from demo.visit import Drawn
 
@@ -85,7 +85,7 @@ def _encode_event(model: LoadedModel, stream: Encoding) -> Callable[..., Iterato
             channels, height, width = encoded.latents.shape
             values = picture.width * picture.height * 3
             facts = [f"{values:,} values become {encoded.latents.size:,}", f"{channels} channels of {height} × {width}"]
-            pair = gr.update(value=(encoded.original, encoded.rebuilt), visible=True)
+            pair = gr.update(value=(cache_picture(encoded.original), cache_picture(encoded.rebuilt)), visible=True)
             heads = ('<h3>Haar bands, the details four times as strong</h3>', '<h3>Latents, with the share of the energy that each channel carries</h3>')
             yield pair, heads[0] + bands_html(encoded), heads[1] + latents_html(encoded), status_html(f"Rebuilt at {encoded.psnr:.1f} dB", facts)
 
