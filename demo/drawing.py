@@ -83,13 +83,13 @@ def thinking(pipeline: IRISPipeline, request: GenerationRequest) -> Iterator[Pro
 
 def _velocities(pipeline: IRISPipeline, field: GuidedVelocity, z: Tensor, t: Tensor) -> Iterator[Tensor]:
     """The guided velocity after each iteration, until the field's depth is reached or, with "auto", both passes are still."""
-    automatic, rows = field.num_iterations == "auto", 2 if field.guided else 1
-    embedded = pipeline.generator.embed(z.repeat(rows, 1, 1, 1), t.repeat(rows), field.context)
+    automatic = field.num_iterations == "auto"
+    embedded = field.embed(z, t)
     start = field.state if field.carry_state else None
     previous = torch.zeros_like(embedded.injected) if start is None else start
     for state in pipeline.generator.iterate(embedded, field.context, field.max_iterations if automatic else int(field.num_iterations), start):
         velocity, field.state = pipeline.generator.readout(state.tokens, embedded), state.tokens
-        yield torch.lerp(*velocity.chunk(2)[::-1], field.guidance_scale) if field.guided else velocity
+        yield field.guide(velocity)
         still = bool((relative_change(state.tokens, previous) < field.threshold).all())
         if automatic and still and state.iteration >= field.min_iterations:
             return

@@ -190,7 +190,7 @@ def _between(pair: TextContext, where: Tensor) -> TextContext:
         return torch.lerp(rows[:1].to(place.dtype), rows[1:].to(place.dtype), place)
 
     keys_values = tuple((lerp(key), lerp(value)) for key, value in pair.keys_values)
-    return TextContext(keys_values, None if pair.mask is None else lerp(pair.mask), lerp(pair.pooled))
+    return TextContext(keys_values, None if pair.mask is None else lerp(pair.mask))
 
 
 def _open(pipe: IRISPipeline, prompt: str | Sequence[str], settings: dict[str, Any]) -> tuple[Any, GuidedVelocity, Tensor]:

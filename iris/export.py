@@ -3,8 +3,8 @@
     python -m iris.export demo/models/NAME FOLDER [--int8]
 
 text_encoder   input_ids, attention_mask [B, L]             -> states [B, L, D] (zero at padding); MiniLM and CLIP
-condition      states, mask, drop [B] (True: null caption)  -> pooled [B, dim], key_0, value_0, ... of every core layer
-prelude        z [B, C, h, w], t [B], pooled                -> tokens, injected, condition
+condition      states, mask, drop [B] (True: null caption)  -> key_0, value_0, ... of every core layer
+prelude        z [B, C, h, w], t [B]                        -> tokens, injected, condition
 core           state, injected, condition, iteration [1], mask, key_0, value_0, ... -> next state; ONE iteration
 coda           state, tokens, condition                     -> velocity [B, C, h, w]
 decoder        latents [B, C, h, w]                         -> images [B, 3, H, W] in [-1, 1]
@@ -62,7 +62,7 @@ class _Condition(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, ...]:
         context = self.generator.condition(states, mask, drop)
-        return context.pooled, *(part for pair in context.keys_values for part in pair)
+        return tuple(part for pair in context.keys_values for part in pair)
 
 
 class _Prelude(nn.Module):
@@ -70,8 +70,8 @@ class _Prelude(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, z: Tensor, t: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        embedded = self.generator.embed(z, t, TextContext((), None, pooled))
+    def forward(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embedded = self.generator.embed(z, t)
         return embedded.tokens, embedded.injected, embedded.condition
 
 
@@ -88,7 +88,7 @@ class _CoreStep(nn.Module):
         if self.number is not None:
             condition = condition + self.number(iteration)
         pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
-        return self.core(state, injected, condition, TextContext(pairs, mask[:, None, None], condition), 0).tokens
+        return self.core(state, injected, condition, TextContext(pairs, mask[:, None, None]), 0).tokens
 
 
 class _Coda(nn.Module):
@@ -136,14 +136,14 @@ def _graphs(pipeline: IRISPipeline) -> list[tuple[str, nn.Module, Named, list[st
     ids = {"input_ids": torch.ones(2, text.max_tokens, dtype=torch.long), "attention_mask": torch.ones(2, text.max_tokens, dtype=torch.long)}
     states = {"states": torch.randn(2, text.max_tokens, text.dim), "mask": torch.ones(2, text.max_tokens, dtype=torch.bool),
               "drop": torch.tensor([False, True])}
-    pooled, *keys_values = _Condition(generator)(*states.values())
+    keys_values = _Condition(generator)(*states.values())
     pairs = {f"{kind}_{layer}": keys_values[2 * layer + offset] for layer in range(len(keys_values) // 2) for offset, kind in enumerate(("key", "value"))}
-    prelude = {"z": z, "t": torch.tensor([0.3, 0.8]), "pooled": pooled}
+    prelude = {"z": z, "t": torch.tensor([0.3, 0.8])}
     tokens, injected, condition = _Prelude(generator)(*prelude.values())
     core = {"state": torch.zeros_like(injected), "injected": injected, "condition": condition, "iteration": torch.ones(1), "mask": states["mask"], **pairs}
     return [
         ("text_encoder", _TextStates(pipeline.text_encoder.model), ids, ["states"]),
-        ("condition", _Condition(generator), states, ["pooled", *pairs]),
+        ("condition", _Condition(generator), states, list(pairs)),
         ("prelude", _Prelude(generator), prelude, ["tokens", "injected", "condition_of_t"]),
         ("core", _CoreStep(generator), core, ["next_state"]),
         ("coda", _Coda(generator), {"state": injected, "tokens": tokens, "condition": condition}, ["velocity"]),

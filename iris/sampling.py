@@ -42,7 +42,7 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: tor
 
 def _select(context: TextContext, rows: Tensor) -> TextContext:
     keys_values = tuple((key[rows], value[rows]) for key, value in context.keys_values)
-    return TextContext(keys_values, None if context.mask is None else context.mask[rows], context.pooled[rows])
+    return TextContext(keys_values, None if context.mask is None else context.mask[rows])
 
 
 def concatenate_contexts(first: TextContext, second: TextContext) -> TextContext:
@@ -58,7 +58,7 @@ def concatenate_contexts(first: TextContext, second: TextContext) -> TextContext
 
     (first_kv, first_mask), (second_kv, second_mask) = pad(first), pad(second)
     keys_values = tuple(tuple(torch.cat(parts) for parts in zip(a, b, strict=True)) for a, b in zip(first_kv, second_kv, strict=True))
-    return TextContext(keys_values, torch.cat([first_mask, second_mask]), torch.cat([first.pooled, second.pooled]))
+    return TextContext(keys_values, torch.cat([first_mask, second_mask]))
 
 
 class GuidedVelocity:
@@ -100,15 +100,19 @@ class GuidedVelocity:
         return max_core_passes // passes
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        batch = z.shape[0]
-        if self.guided:
-            z, t = z.repeat(2, 1, 1, 1), t.repeat(2)
-        embedded = self.generator.embed(z, t, self.context)
+        embedded = self.embed(z, t)
         start = self.state if self.carry_state else None
         tokens, used = self._think(embedded, start)
         self.state = tokens
-        self.spent.append(used[:batch])
-        velocity = self.generator.readout(tokens, embedded)
+        self.spent.append(used[: len(z)])
+        return self.guide(self.generator.readout(tokens, embedded))
+
+    def embed(self, z: Tensor, t: Tensor) -> Embedded:
+        """What the prelude makes of z, for one pass or, with guidance, for two: the one that reads the prompt comes first."""
+        return self.generator.embed(z, t).repeat(2 if self.guided else 1)
+
+    def guide(self, velocity: Tensor) -> Tensor:
+        """The velocities of both passes as one; without guidance the velocity itself."""
         if not self.guided:
             return velocity
         text, null = velocity.chunk(2)

@@ -68,16 +68,15 @@ def test_counted_work_agrees_with_a_second_count(nano: fp.Footprint):
     model = IRISModel(preset("nano"))
     assert nano.flops["decoder"] == _convolutions_and_linears(model, lambda: model.autoencoder.decode(torch.zeros(1, 8, 8, 8)))
     assert nano.flops["encoder"] == _convolutions_and_linears(model, lambda: model.autoencoder.encode(torch.zeros(1, 3, 32, 32)))
-    context = model.generator.condition(torch.zeros(1, 16, 32))
     z, t = torch.zeros(1, 8, 8, 8), torch.zeros(1)
-    assert nano.flops["prelude"] == _convolutions_and_linears(model, lambda: model.generator.embed(z, t, context))
+    assert nano.flops["prelude"] == _convolutions_and_linears(model, lambda: model.generator.embed(z, t))
 
 
 def test_attention_is_counted_by_its_closed_form():
     config = preset("nano", generator__mixer="attention", generator__iteration_embedding="none")
     generator = IRISModel(config).generator
     context = generator.condition(torch.zeros(1, 16, 32))
-    embedded = generator.embed(torch.zeros(1, 8, 8, 8), torch.zeros(1), context)
+    embedded = generator.embed(torch.zeros(1, 8, 8, 8), torch.zeros(1))
     linears = _convolutions_and_linears(generator, lambda: generator.core(embedded.injected, embedded.injected, embedded.condition, context, 1))
     tokens, words, layers = 64, 16, config.generator.core_layers
     inner = generator.core.layers[0].mixer.attention.out.in_features

@@ -75,7 +75,7 @@ def test_a_coarser_core_thinks_on_half_the_side_and_still_draws_on_the_whole_gri
     generator = build_generator(preset("nano", generator__core_stride=2)).double()
     z, t, text = inputs
     context = generator.condition(text)
-    embedded = generator.embed(z, t, context)
+    embedded = generator.embed(z, t)
     *_, state = generator.iterate(embedded, context, 3, record=True)
     assert state.tokens.shape == (3, 4, 4, 32) == (3, *generator.config.core_shape(8, 8)) and state.maps[0].gate.shape == (3, 4, 4)
     velocity = generator.readout(state.tokens, embedded)
@@ -87,7 +87,7 @@ def test_a_coarser_core_thinks_on_half_the_side_and_still_draws_on_the_whole_gri
 def test_forward_is_iterate_then_readout(generator64: Generator, inputs) -> None:
     z, t, text = inputs
     context = generator64.condition(text)
-    embedded = generator64.embed(z, t, context)
+    embedded = generator64.embed(z, t)
     states = list(generator64.iterate(embedded, context, 5))
     assert [state.iteration for state in states] == [1, 2, 3, 4, 5]
     for depth in (1, 3, 5):
@@ -100,7 +100,7 @@ def test_without_an_iteration_embedding_the_core_can_go_on_from_any_state(inputs
     generator = build_generator(preset("nano", generator__iteration_embedding="none")).double()
     z, t, text = inputs
     context = generator.condition(text)
-    embedded = generator.embed(z, t, context)
+    embedded = generator.embed(z, t)
     *_, whole = generator.iterate(embedded, context, 5)
     *_, first = generator.iterate(embedded, context, 2)
     *_, second = generator.iterate(embedded, context, 3, state=first.tokens)
@@ -111,7 +111,7 @@ def test_without_an_iteration_embedding_the_core_can_go_on_from_any_state(inputs
 def test_the_state_keeps_its_scale_at_any_depth(generator64: Generator, inputs) -> None:
     z, t, text = inputs
     context = generator64.condition(text)
-    for state in generator64.iterate(generator64.embed(z, t, context), context, 64):
+    for state in generator64.iterate(generator64.embed(z, t), context, 64):
         torch.testing.assert_close(state.tokens.square().mean(-1), torch.ones(3, 8, 8, dtype=torch.float64), atol=1e-3, rtol=0)
 
 
@@ -119,13 +119,13 @@ def test_the_state_keeps_its_scale_at_any_depth(generator64: Generator, inputs) 
 def test_recording_shows_every_grfm_layer_and_changes_nothing(generator64: Generator, inputs) -> None:
     z, t, text = inputs
     context = generator64.condition(text)
-    embedded = generator64.embed(z, t, context)
+    embedded = generator64.embed(z, t)
     for plain, recorded in zip(generator64.iterate(embedded, context, 3), generator64.iterate(embedded, context, 3, record=True), strict=True):
         assert torch.equal(plain.tokens, recorded.tokens) and plain.maps is None
         assert len(recorded.maps) == 2 and all(maps.gate.shape == (3, 8, 8) for maps in recorded.maps)
     attention = build_generator(preset("nano", generator__mixer="attention")).double()
     context = attention.condition(text)
-    assert next(attention.iterate(attention.embed(z, t, context), context, 1, record=True)).maps is None
+    assert next(attention.iterate(attention.embed(z, t), context, 1, record=True)).maps is None
 
 
 def test_relative_change_is_the_mean_over_tokens() -> None:
@@ -174,7 +174,7 @@ def test_a_dropped_caption_is_exactly_the_null_context(config, inputs) -> None:
     velocity = generator(z, t, text, 3, mask, drop)
     for length in (1, 7):
         null = generator.null_context(3, length)
-        embedded = generator.embed(z, t, null)
+        embedded = generator.embed(z, t)
         *_, state = generator.iterate(embedded, null, 3)
         torch.testing.assert_close(velocity[:2], generator.readout(state.tokens, embedded)[:2], atol=1e-12, rtol=0)
     torch.testing.assert_close(velocity[2:], generator(z, t, text, 3, mask)[2:], atol=1e-12, rtol=0)
@@ -212,7 +212,7 @@ def test_a_truncated_gradient_is_that_of_the_last_iterations_from_a_fixed_state(
     z, t, text = inputs
     truncated = gradients(generator64, inputs, 5, 2)
     context = generator64.condition(text)
-    embedded = generator64.embed(z, t, context)
+    embedded = generator64.embed(z, t)
     with torch.no_grad():
         *_, fixed = generator64.iterate(embedded, context, 3)
     generator64.zero_grad()
@@ -248,7 +248,7 @@ def test_iterations_without_gradient_cost_no_graph(generator64: Generator, input
 def test_iterating_leaves_the_callers_grad_mode_alone(generator64: Generator, inputs) -> None:
     z, t, text = inputs
     context = generator64.condition(text)
-    for state in generator64.iterate(generator64.embed(z, t, context), context, 4, differentiated=(3, 4)):
+    for state in generator64.iterate(generator64.embed(z, t), context, 4, differentiated=(3, 4)):
         assert torch.is_grad_enabled() and state.tokens.requires_grad == (state.iteration > 2)
 
 

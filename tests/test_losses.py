@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iris.config import ConfigError, GeneratorConfig, preset
 from iris.flow import interpolate
 from iris.nn.autoencoder import WaveletVAE
-from iris.nn.generator import INITIAL_STATE_STD, CoreState, Generator
+from iris.nn.generator import CoreState, Generator
 from iris.nn.haar import haar_idwt2
 from iris.rng import rng_for
 from iris.training.batches import LatentBatch, each_tensor
@@ -59,7 +59,7 @@ class Field(nn.Module):
     def condition(self, tokens, mask=None, drop=None):
         self.conditions.append((tokens, mask, drop))
 
-    def embed(self, z, t, context):
+    def embed(self, z, t):
         return z, t
 
     def iterate(self, embedded, context, num_iterations, state=None, record=False, differentiated=None):
@@ -218,35 +218,45 @@ def test_the_network_is_asked_with_the_draw() -> None:
     loss(field, draw)
     (tokens, mask, drop), = field.conditions
     (t, depth, state, differentiated), = field.walks
-    assert tokens is draw.tokens and mask is draw.mask and drop is draw.drop and state is draw.state and t is draw.t
+    assert tokens is draw.tokens and mask is draw.mask and drop is draw.drop and state is None and t is draw.t
     assert depth == draw.depth and {i for i in differentiated if i >= 1} == {i for i in (depth - 1, depth) if i >= 1}
 
 
-def test_an_exit_learns_the_truth_at_first_and_the_full_depth_at_last() -> None:
+def test_an_exit_learns_what_the_full_depth_says() -> None:
     """The field is off by `by_depth` for every missing iteration: its distance to truth and to the full depth is known."""
-    loss = RectifiedFlowLoss(exit_weight=0.5, exit_steps=100, grad_iterations=1)
+    loss = RectifiedFlowLoss(exit_weight=0.5, grad_iterations=1)
     draw = dataclasses.replace(loss.draw(Field(None), batch(), rng_for(0)), depth=5, exit=3)
     truth = interpolate(draw.latents, draw.noise, draw.t).velocity
     field = Field(lambda z, t: truth + 0.1, by_depth=0.2)
-    for step, early in ((0, 0.5**2), (50, (0.5**2 + 0.4**2) / 2), (100, 0.4**2), (300, 0.4**2)):
-        loss.at_step(step)
-        output = loss(field, draw)
-        assert float(output.loss) == pytest.approx(0.1**2 + 0.5 * early, rel=1e-4)
-        torch.testing.assert_close(output.per_sample, torch.full((4,), 0.01))
+    output = loss(field, draw)
+    assert float(output.loss) == pytest.approx(0.1**2 + 0.5 * 0.4**2, rel=1e-4)
+    torch.testing.assert_close(output.per_sample, torch.full((4,), 0.01))
     assert field.walks[0][3] == {3, 5}
     exits = {loss.draw(Field(None), batch(), rng_for(step)).exit for step in range(64)}
     assert len(exits) > 3 and all(d.exit < d.depth for d in (loss.draw(Field(None), batch(), rng_for(step)) for step in range(64)))
 
 
+def test_depth_becomes_free_at_its_step() -> None:
+    """Before it neither exits nor warm starts are drawn, and the truth is never asked of fewer iterations than the mean."""
+    loss = RectifiedFlowLoss(exit_weight=0.5, warm_start=0.5, free_from=100)
+    loss.at_step(99)
+    before = [loss.draw(Field(None), batch(), rng_for(step)) for step in range(64)]
+    loss.at_step(100)
+    after = [loss.draw(Field(None), batch(), rng_for(step)) for step in range(64)]
+    assert all(draw.exit == 0 and draw.warm_from is None for draw in before)
+    assert all(draw.exit > 0 for draw in after) and any(draw.warm_from is not None for draw in after)
+    depths = [draw.depth for draw in before + after]
+    assert min(depths) == CONFIG.mean_iterations and max(depths) > CONFIG.mean_iterations
+
+
 def test_the_exits_teacher_is_stopped() -> None:
-    """With all weight on the full depth's answer, the exit's gradient is that of its distance to a constant."""
-    generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(exit_weight=1.0, exit_steps=1, grad_iterations=9)
+    """The exit's gradient is that of its distance to a constant."""
+    generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(exit_weight=1.0)
     draw = double(dataclasses.replace(loss.draw(generator, batch(), rng_for(0)), depth=3, exit=1, warm_from=None))
-    loss.at_step(1)
     weights = [parameter for parameter in generator.parameters() if parameter.requires_grad]
     ours = torch.autograd.grad(loss(generator, draw).loss, weights, allow_unused=True)
     path = interpolate(draw.latents, draw.noise, draw.t)
-    early, full = (generator(path.z_t, draw.t, draw.tokens, depth, draw.mask, draw.drop, None, draw.state) for depth in (1, 3))
+    early, full = (generator(path.z_t, draw.t, draw.tokens, depth, draw.mask, draw.drop) for depth in (1, 3))
     expected = torch.autograd.grad((full - path.velocity).square().mean() + (early - full.detach()).square().mean(), weights, allow_unused=True)
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-7)
@@ -258,19 +268,18 @@ def test_a_warm_step_starts_from_the_state_at_the_noisier_time() -> None:
     assert (draw.warm_from > draw.t).all() and (draw.warm_from <= 1).all() and (draw.warm_from - draw.t <= 0.4 + 1e-6).all()
     z = interpolate(draw.latents, draw.noise, draw.warm_from).z_t
     context = generator.condition(draw.tokens, draw.mask, draw.drop)
-    *_, before = generator.iterate(generator.embed(z, draw.warm_from, context), context, draw.depth, draw.state)
-    cold = dataclasses.replace(draw, warm_from=None, state=before.tokens.detach())
-    torch.testing.assert_close(loss(generator, draw).loss, loss(generator, cold).loss, atol=1e-12, rtol=0)
+    *_, before = generator.iterate(generator.embed(z, draw.warm_from), context, draw.depth)
+    path = interpolate(draw.latents, draw.noise, draw.t)
+    velocity = generator(path.z_t, draw.t, draw.tokens, draw.depth, draw.mask, draw.drop, state=before.tokens.detach())
+    torch.testing.assert_close(loss(generator, draw).loss, (velocity - path.velocity).square().mean(), atol=1e-12, rtol=0)
     shares = [RectifiedFlowLoss(warm_start=0.25).draw(generator, batch(), rng_for(step)).warm_from is not None for step in range(400)]
     assert 0.19 < sum(shares) / 400 < 0.31
 
 
-def test_captions_are_dropped_at_their_rate_and_states_start_within_huginns() -> None:
+def test_captions_are_dropped_at_their_rate() -> None:
     loss, many = RectifiedFlowLoss(caption_dropout=0.1), batch(1000)
     draw = loss.draw(Field(None), many, rng_for(0))
     assert abs(float(draw.drop.float().mean()) - 0.1) < 0.03
-    spread = draw.state.flatten(1).std(1)
-    assert spread.max() < 1.1 * INITIAL_STATE_STD and abs(float(spread.mean()) - INITIAL_STATE_STD / 2) < 0.03
     assert not RectifiedFlowLoss(caption_dropout=0.0).draw(Field(None), many, rng_for(0)).drop.any()
 
 
@@ -316,8 +325,8 @@ def test_consistency_is_the_pseudo_huber_distance_to_a_stopped_target() -> None:
     with torch.no_grad():
         text, null = (loss.teacher(z_t, draw.t, draw.tokens, None, draw.mask, torch.full((4,), dropped)) for dropped in (False, True))
         z_r = z_t + (draw.r - draw.t).view(-1, 1, 1, 1) * (null + 3.0 * (text - null))
-        target = z_r - draw.r.view(-1, 1, 1, 1) * generator(z_r, draw.r, draw.tokens, draw.depth, draw.mask, None, None, draw.state)
-    jump = z_t - draw.t.view(-1, 1, 1, 1) * generator(z_t, draw.t, draw.tokens, draw.depth, draw.mask, None, 2, draw.state)
+        target = z_r - draw.r.view(-1, 1, 1, 1) * generator(z_r, draw.r, draw.tokens, draw.depth, draw.mask)
+    jump = z_t - draw.t.view(-1, 1, 1, 1) * generator(z_t, draw.t, draw.tokens, draw.depth, draw.mask, None, 2)
     c = 0.00054 * math.sqrt(8 * 8 * 8)
     distance = ((jump - target).square().flatten(1).sum(1) + c**2).sqrt() - c
     torch.testing.assert_close(output.per_sample, distance.detach(), rtol=1e-9, atol=1e-12)

@@ -63,7 +63,7 @@ def test_maps_and_changes_are_those_of_the_iterations(pipe: IRISPipeline):
     context, _ = pipe.contexts(["a red circle"])
     noise = initial_noise([2], (8, 8, 8))
     with torch.inference_mode():
-        states = list(pipe.generator.iterate(pipe.generator.embed(noise, torch.ones(1), context), context, TURNS, record=True))
+        states = list(pipe.generator.iterate(pipe.generator.embed(noise, torch.ones(1)), context, TURNS, record=True))
     for turn in range(1, TURNS):
         new, old = states[turn].tokens[0].double(), states[turn - 1].tokens[0].double()
         assert np.allclose(found.changes[0, turn], ((new - old).norm(dim=-1) / new.norm(dim=-1)).numpy(), atol=1e-5)

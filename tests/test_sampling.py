@@ -141,7 +141,7 @@ def test_automatic_depth_that_never_settles_is_the_fixed_depth(generator64: Gene
 def test_automatic_depth_stops_each_picture_where_its_own_state_settles(generator64: Generator, text) -> None:
     z, t = seeded(3, *SHAPE, dtype=torch.float64), torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
     context = generator64.condition(*text)
-    embedded = generator64.embed(z, t, context)
+    embedded = generator64.embed(z, t)
     states = [state.tokens for state in generator64.iterate(embedded, context, 12)]
     changes = torch.stack([((new - old).norm(dim=-1) / new.norm(dim=-1)).mean((1, 2)) for old, new in pairwise(states)])
     threshold = float(changes[4:8].median()) * (1 + 1e-9)  # not a value that occurs: a tie would be decided by rounding
@@ -201,8 +201,8 @@ def test_a_carried_state_is_where_the_next_call_starts(generator64: Generator, t
     carried = GuidedVelocity(generator64, context, num_iterations=depth, carry_state=True, **options)
     first, second = (carried(z, t) for t in times)
     assert torch.allclose(first, GuidedVelocity(generator64, context, num_iterations=3)(z, times[0]), atol=1e-12)
-    *_, before = generator64.iterate(generator64.embed(z, times[0], context), context, 3)
-    embedded = generator64.embed(z, times[1], context)
+    *_, before = generator64.iterate(generator64.embed(z, times[0]), context, 3)
+    embedded = generator64.embed(z, times[1])
     *_, after = generator64.iterate(embedded, context, 3, state=before.tokens)
     torch.testing.assert_close(second, generator64.readout(after.tokens, embedded), atol=1e-12, rtol=0)
     fresh = GuidedVelocity(generator64, context, num_iterations=3)(z, times[1])

@@ -126,7 +126,7 @@ def test_two_initial_states_converge_to_one_over_64_iterations_after_training(le
     generator, batch = learned_flow[0], LatentBatches(latents(), 4, 0)(0)
     context = generator.condition(batch.tokens, batch.mask)
     for t in (0.2, 0.9):
-        embedded = generator.embed(batch.latents, torch.full((4,), t), context)
+        embedded = generator.embed(batch.latents, torch.full((4,), t))
         runs = [generator.iterate(embedded, context, 64, state=state)
                 for state in (None, INITIAL_STATE_STD * seeded(4, 8, 8, 32, seed=9))]
         apart = [float(relative_change(first.tokens, second.tokens).max()) for first, second in zip(*runs, strict=True)]

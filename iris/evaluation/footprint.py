@@ -27,7 +27,7 @@ from iris.nn.autoencoder import WaveletVAE
 from iris.nn.fourier import MATMUL_DFT_LIMIT
 from iris.nn.generator import Generator, parameter_count
 
-# Which part each module of the generator is counted with; what is not named here embeds something (time, pooled text).
+# Which part each module of the generator is counted with; what is not named here embeds something (time, the null text).
 _PART = {"input": "prelude", "prelude": "prelude", "core": "core", "merge": "prelude", "split": "coda", "coda": "coda", "final_modulation": "coda", "output": "coda",
          "text_adapter": "text_adapter"}
 PARTS = ("prelude", "core", "coda", "embeddings", "text_adapter", "encoder", "decoder")
@@ -87,9 +87,9 @@ class Footprint:
         return {part: count * BYTES[precision] for part, count in parts.items()}
 
     def work(self, num_steps: int, num_iterations: int, guidance: bool = False) -> dict[str, int]:
-        """FLOPs by part of one picture: steps x (prelude + iterations x core + coda), twice with guidance, and one decode."""
+        """FLOPs by part of one picture: steps x (prelude + iterations x core + coda), core and coda twice with guidance, and one decode."""
         calls = num_steps * (2 if guidance else 1)
-        return {"text": self.flops["text"] * (2 if guidance else 1), "prelude": calls * self.flops["prelude"],
+        return {"text": self.flops["text"] * (2 if guidance else 1), "prelude": num_steps * self.flops["prelude"],
                 f"core_x{num_iterations}": calls * num_iterations * self.flops["core"], "coda": calls * self.flops["coda"],
                 "decoder": self.flops["decoder"]}
 
@@ -169,7 +169,7 @@ def _flops(generator: Generator, autoencoder: WaveletVAE) -> dict[str, int]:
 
     z, t = blank(g.latent_channels, g.latent_size, g.latent_size), torch.zeros(1)
     context = count("text", generator.condition, blank(g.text_tokens, g.text_dim))
-    embedded = count("prelude", generator.embed, z, t, context)
+    embedded = count("prelude", generator.embed, z, t)
     injected = embedded.injected
     state = count("core", generator.core, torch.zeros_like(injected), injected, embedded.condition, context, 1)
     count("coda", generator.readout, state.tokens, embedded)

@@ -134,16 +134,11 @@ class _RecordingVelocity(GuidedVelocity):
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """Velocity at one picture's latents [1, C, h, w]; row 0 of every recorded tensor is the pass that reads the prompt."""
-        rows = 2 if self.guided else 1
-        both, times = z.repeat(rows, 1, 1, 1), t.repeat(rows)
-        embedded = self.generator.embed(both, times, self.context)
+        embedded = self.embed(z, t)
         records, previous = [], None
         start = self.state if self.carry_state else None
         for state in self.generator.iterate(embedded, self.context, int(self.num_iterations), start, record=True):
-            velocity = self.generator.readout(state.tokens, embedded)
-            if self.guided:
-                text, null = velocity.chunk(2)
-                velocity = torch.lerp(null, text, self.guidance_scale)
+            velocity = self.guide(self.generator.readout(state.tokens, embedded))
             if previous is None:
                 previous = torch.zeros_like(state.tokens) if start is None else start
             records.append(_record(state.maps or (), state.tokens[0], previous[0]) | {"data": velocity_to_data(z, velocity, t)[0]})
@@ -214,7 +209,7 @@ def convergence(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int]
     times: list[float] = []
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
-        embedded = pipe.generator.embed(z, t, context)
+        embedded = pipe.generator.embed(z, t)
         previous, moved = None, []
         for state in pipe.generator.iterate(embedded, context, num_iterations):
             moved.append(relative_change(state.tokens, torch.zeros_like(state.tokens) if previous is None else previous))
@@ -256,7 +251,7 @@ def overthinking(pipe: IRISPipeline, dataset: ImageDataset, limit: int = 32, max
 def _errors_by_depth(generator: Generator, latents: Tensor, noise: Tensor, t: float, context: TextContext, max_iterations: int) -> tuple[Tensor, Tensor]:
     """Velocity error and relative change after each iteration, both [B, I]."""
     path = interpolate(latents, noise, latents.new_full((len(latents),), t))
-    embedded = generator.embed(path.z_t, path.t, context)
+    embedded = generator.embed(path.z_t, path.t)
     previous, errors, changes = None, [], []
     for state in generator.iterate(embedded, context, max_iterations):
         velocity = generator.readout(state.tokens, embedded)
@@ -286,7 +281,7 @@ def path_independence(pipe: IRISPipeline, prompt: str, seed: int = 0, num_iterat
     for t in timesteps:
         times = torch.full((rows,), float(t), device=pipe.device)
         z = interpolate(data, noise, times[:1]).z_t.expand(rows, -1, -1, -1)
-        embedded, turns = generator.embed(z, times, context), []
+        embedded, turns = generator.embed(z, times), []
         for state in generator.iterate(embedded, context, num_iterations, state=states.to(pipe.device)):
             turns.append((_distance_to_first(state.tokens), _distance_to_first(generator.readout(state.tokens, embedded))))
         found.append([torch.stack(part, dim=1) for part in zip(*turns, strict=True)])

@@ -231,9 +231,9 @@ class _Bench:
         """By part: FLOPs (matrix products and convolutions), time in eq, and the share of the matrix product's rate."""
         generator, autoencoder, flops = self.model.generator, self.model.autoencoder, measure_footprint(self.config).flops
         context, z, t = generator.condition(self.text), self._noise(), torch.full((1,), 0.5)
-        embedded = generator.embed(z, t, context)
+        embedded = generator.embed(z, t)
         state = generator.core(torch.zeros_like(embedded.injected), embedded.injected, embedded.condition, context, 1)
-        calls: Calls = {"prelude": lambda: generator.embed(z, t, context),
+        calls: Calls = {"prelude": lambda: generator.embed(z, t),
                         "core": lambda: generator.core(state.tokens, embedded.injected, embedded.condition, context, 1),
                         "coda": lambda: generator.readout(state.tokens, embedded), "decoder": lambda: autoencoder.decode(z)}
         rounds = interleave(calls, self.repeats, self.clock)

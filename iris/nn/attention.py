@@ -41,6 +41,9 @@ def key_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 class CrossAttention(nn.Module):
     """Image tokens [B, h, w, dim] read text states. Keys and values are made once a prompt by `keys_values`.
+
+    What is read is normalised: an average over many words is small, and the branch must count beside the mixer (measured:
+    reports/LOG.md, 2026-11-26).
     """
 
     def __init__(self, dim: int, text_dim: int, heads: int) -> None:
@@ -58,7 +61,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         query = normalize(_heads(self.query(x.flatten(1, 2)), self.heads))
         read = attend(query, *keys_values, key_bias(mask, query.dtype))
-        return self.out(read.transpose(1, 2).reshape(x.shape))
+        return self.out(normalize(read.transpose(1, 2).reshape(x.shape)))
 
 
 class GlobalAttention(nn.Module):

@@ -36,23 +36,26 @@ INITIAL_STATE_STD = math.sqrt(2 / 5)  # Huginn's initial state
 
 @dataclass(frozen=True)
 class TextContext:
-    """A prompt as the core reads it: keys and values per core layer, the key mask [B, 1, 1, L] and a pooled vector [B, dim]."""
+    """A prompt as the core reads it, and nobody else: keys and values per core layer, and the key mask [B, 1, 1, L]."""
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None
-    pooled: Tensor
 
 
 @dataclass(frozen=True)
 class Embedded:
     """What the prelude makes of z_t: its `tokens` [B, h, w, dim], which the coda adds the core's state to; the same on the core's
 
-    grid, `injected` [B, h', w', dim], which the core reads at each turn; and the `condition` [B, dim] of time and prompt.
+    grid, `injected` [B, h', w', dim], which the core reads at each turn; and the `condition` [B, dim] of time.
     """
 
     tokens: Tensor
     injected: Tensor
     condition: Tensor
+
+    def repeat(self, times: int) -> Embedded:
+        """The same `times` over, for as many prompts."""
+        return self if times == 1 else Embedded(*(part.repeat(times, *[1] * (part.ndim - 1)) for part in (self.tokens, self.injected, self.condition)))
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ class Core(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.adapter = nn.Linear(2 * config.dim, config.dim, bias=False)
-        with torch.no_grad():  # starts as an even blend of state and input; both are unit-variance
-            self.adapter.weight.copy_(torch.eye(config.dim).repeat(1, 2) * 0.5**0.5)
+        with torch.no_grad():  # starts by keeping the state and adding half of the input; both are unit-variance
+            self.adapter.weight.copy_(torch.cat([torch.eye(config.dim), 0.5 * torch.eye(config.dim)], dim=1))
         self.layers = nn.ModuleList(CoreLayer(config) for _ in range(config.core_layers))
         self.iteration = ScalarEmbedding(config.dim) if config.iteration_embedding == "sinusoid" else None
 
@@ -162,7 +165,6 @@ class Generator(nn.Module):
         self.time = ScalarEmbedding(dim)
         self.text_adapter = TextAdapter(config.text_dim, config.text_tokens) if config.text_adapter else None
         self.null_text = nn.Parameter(torch.randn(config.text_dim) * 0.02)
-        self.pooled = nn.Linear(config.text_dim, dim)
         self.prelude = nn.ModuleList(ConvBlock(dim, config.outer_ffn) for _ in range(config.prelude_blocks))
         self.core = Core(config)
         self.merge = MergeTokens(dim, config.core_stride)
@@ -170,9 +172,8 @@ class Generator(nn.Module):
         self.coda = nn.ModuleList(CodaBlock(config) for _ in range(config.coda_blocks))
         self.final_modulation = Modulation(dim, 2)
         self.output = nn.Linear(dim, config.latent_channels)
-        for layer in (self.output, self.pooled):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
 
     def condition(self, text_tokens: Tensor, text_mask: Tensor | None = None, drop_text: Tensor | None = None) -> TextContext:
         """Text states [B, L, text_dim] (mask: True = counts; None = all count) -> what every iteration and step reuses.
@@ -195,13 +196,11 @@ class Generator(nn.Module):
 
     def _context(self, text: Tensor, mask: Tensor | None) -> TextContext:
         keys_values = tuple(layer.cross.keys_values(text) for layer in self.core.layers)
-        weights = torch.ones_like(text[..., :1]) if mask is None else mask[..., None].to(text.dtype)
-        pooled = (text * weights).sum(1) / weights.sum(1).clamp_min(1)
-        return TextContext(keys_values, None if mask is None else mask[:, None, None], self.pooled(pooled))
+        return TextContext(keys_values, None if mask is None else mask[:, None, None])
 
-    def embed(self, z_t: Tensor, t: Tensor, context: TextContext) -> Embedded:
-        """The prelude, once for each z_t [B, C, h, w] and t [B]."""
-        condition = self.time(t * 1000.0) + context.pooled
+    def embed(self, z_t: Tensor, t: Tensor) -> Embedded:
+        """The prelude, once for each z_t [B, C, h, w] and t [B]; it does not know the prompt, so the passes of guidance share it."""
+        condition = self.time(t * 1000.0)
         x = self.input(z_t).permute(0, 2, 3, 1)
         x = x + grid_positions(*x.shape[1:], self.config.latent_size).to(x)
         for block in self.prelude:
@@ -242,7 +241,7 @@ class Generator(nn.Module):
         """
         depth = self.config.mean_iterations if num_iterations is None else num_iterations
         context = self.condition(text_tokens, text_mask, drop_text)
-        embedded = self.embed(z_t, t, context)
+        embedded = self.embed(z_t, t)
         differentiated = None if grad_iterations is None else range(depth - grad_iterations + 1, depth + 1)
         for current in self.iterate(embedded, context, depth, state, differentiated=differentiated):
             last = current

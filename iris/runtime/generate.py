@@ -143,9 +143,10 @@ class OnnxPipeline:
 
     def velocity(self, z: np.ndarray, t: float, context: Arrays, depth: int, scale: float) -> np.ndarray:
         """v(z, t) after `depth` iterations; with guidance v_null + scale (v_text - v_null)."""
-        rows = len(context["pooled"])
-        guided = rows == 2 * len(z)
-        embedded = self.run("prelude", {"z": np.concatenate([z, z]) if guided else z, "t": np.full(rows, t, np.float32), "pooled": context["pooled"]})
+        guided = len(context["mask"]) == 2 * len(z)
+        embedded = self.run("prelude", {"z": z, "t": np.full(len(z), t, np.float32)})
+        if guided:  # both passes see the same picture
+            embedded = {name: np.concatenate([part, part]) for name, part in embedded.items()}
         inputs = {"injected": embedded["injected"], "condition": embedded["condition_of_t"], **context}
         state = np.zeros_like(embedded["injected"])
         for iteration in range(1, depth + 1):

@@ -47,7 +47,7 @@ class TrainConfig:
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup_steps: int = 100
-    decay_share: float = 0.3
+    decay_share: float = 0.5
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     optimizer: str = "muon"

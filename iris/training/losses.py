@@ -17,7 +17,7 @@ from iris.config import ConfigError
 from iris.features import FeatureNet
 from iris.flow import interpolate, sample_timesteps, specification_weight, velocity_to_data
 from iris.nn.autoencoder import WaveletVAE
-from iris.nn.generator import INITIAL_STATE_STD, Generator, TextContext
+from iris.nn.generator import Generator, TextContext
 from iris.nn.haar import BANDS, haar_dwt2
 from iris.training.batches import LatentBatch
 
@@ -39,7 +39,7 @@ class LossOutput:
 
 
 def sample_depth(rng: torch.Generator, mean_iterations: int, spread: float = 0.5) -> int:
-    """Random depth of a step: Poisson(rate) + 1 with rate ~ LogNormal(ln mean - spread^2 / 2, spread), at most 4 x mean.
+    """Random depth: Poisson(rate) + 1 with rate ~ LogNormal(ln mean - spread^2 / 2, spread), at most 4 x mean.
 
     Huginn (2502.05171, section 3.3); at mean 8 its 5, 50 and 95 % quantiles are 3, 8 and 19.
     """
@@ -112,10 +112,10 @@ class ReconstructionLoss:
 
 @dataclass(frozen=True)
 class FlowDraw:
-    """Everything a flow step needs: data, text, noise [B, C, h, w], t [B], `drop` [B], the core's initial state and depth.
+    """Everything a flow step needs: data, text, noise [B, C, h, w], t [B], `drop` [B] and the core's depth.
 
     `exit` is the earlier iteration that is read out too (0: none), `warm_from` [B] the noisier time whose state the core
-    starts from (None: from the initial state).
+    starts from (None: from zeros, as a picture's first step does).
     """
 
     latents: Tensor
@@ -124,7 +124,6 @@ class FlowDraw:
     noise: Tensor
     t: Tensor
     drop: Tensor
-    state: Tensor
     depth: int
     exit: int = 0
     warm_from: Tensor | None = None
@@ -133,48 +132,48 @@ class FlowDraw:
 class RectifiedFlowLoss:
     """Unweighted velocity loss at logit-normal times (SD3, 2403.03206), random depth, caption dropout.
 
-    Only the last `grad_iterations` core iterations are differentiated. `weighting="specification"` multiplies by
-    t / (1 - t) as the specification writes it (see `flow.specification_weight`). Two things make depth free at inference:
+    The depth is the mean or more: a core that must be right at every depth learns to be right at once and idles from then on
+    (measured: reports/LOG.md, 2026-11-26). Only the last `grad_iterations` core iterations are differentiated.
+    `weighting="specification"` multiplies by t / (1 - t) as the specification writes it (see `flow.specification_weight`).
+    From step `free_from` on two things make depth free at inference:
 
-    - with `exit_weight` > 0 a random earlier iteration is read out too. It learns the true velocity at first and the full
-      depth's own stopped answer at the end of `exit_steps` (intra-loop self-distillation, ELT, 2604.09168);
+    - with `exit_weight` > 0 a random earlier iteration is read out too, and learns the full depth's own stopped answer
+      (intra-loop self-distillation, ELT, 2604.09168);
     - a share `warm_start` of the steps begins with the state that the core reached at a noisier time of the same path, as
       sampling with a carried state does (FPDM, 2401.08741).
     """
 
     WARM_REACH = (0.03, 0.4)  # how much noisier the neighbouring time is
 
-    def __init__(self, logit_mean: float = 0.0, logit_std: float = 1.0, shift: float = 1.0, caption_dropout: float = 0.1,
-                 grad_iterations: int = 3, weighting: str = "none", random_depth: bool = True, exit_weight: float = 0.0,
-                 exit_steps: int = 1000, warm_start: float = 0.0) -> None:
+    def __init__(self, logit_mean: float = 0.5, logit_std: float = 1.0, shift: float = 1.0, caption_dropout: float = 0.1,
+                 grad_iterations: int = 8, weighting: str = "none", random_depth: bool = True, exit_weight: float = 0.0,
+                 warm_start: float = 0.0, free_from: int = 0) -> None:
         if weighting not in ("none", "specification"):
             raise ConfigError(f"weighting is {weighting!r}; use 'none' or 'specification'.")
         self.logit_mean, self.logit_std, self.shift = logit_mean, logit_std, shift
         self.caption_dropout, self.grad_iterations = caption_dropout, grad_iterations
         self.weighting, self.random_depth = weighting, random_depth
-        self.exit_weight, self.exit_steps, self.warm_start = exit_weight, exit_steps, warm_start
-        self.progress = 0.0
+        self.exit_weight, self.warm_start, self.free_from = exit_weight, warm_start, free_from
+        self.depth_is_free = free_from <= 0
 
     def at_step(self, step: int) -> None:
-        """Called by the loop before each draw: where the exit's target stands between truth (0) and the full depth (1)."""
-        self.progress = min(1.0, step / max(self.exit_steps, 1))
+        """Called by the loop before each draw."""
+        self.depth_is_free = step >= self.free_from
 
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> FlowDraw:
-        count, _, height, width = batch.latents.shape
+        count = len(batch.latents)
         noise = torch.randn(batch.latents.shape, generator=rng)
         t = sample_timesteps(count, rng, self.logit_mean, self.logit_std, self.shift)
         drop = torch.rand(count, generator=rng) < self.caption_dropout
-        # A random share of Huginn's initial state, so that zeros (inference) lie within what was trained.
-        amplitude = torch.rand(count, 1, 1, 1, generator=rng) * INITIAL_STATE_STD
-        state = amplitude * torch.randn(count, *module.config.core_shape(height, width), generator=rng)
         mean = module.config.mean_iterations
-        depth = sample_depth(rng, mean) if self.random_depth else mean
-        exit = int(torch.randint(1, depth, (), generator=rng)) if self.exit_weight > 0 and depth > 1 else 0
-        warm_from = None
-        if self.warm_start > 0 and float(torch.rand((), generator=rng)) < self.warm_start:
+        depth = max(mean, sample_depth(rng, mean)) if self.random_depth else mean
+        exit, warm_from = 0, None
+        if self.depth_is_free and self.exit_weight > 0 and depth > 1:
+            exit = int(torch.randint(1, depth, (), generator=rng))
+        if self.depth_is_free and self.warm_start > 0 and float(torch.rand((), generator=rng)) < self.warm_start:
             low, high = self.WARM_REACH
             warm_from = (t + low + (high - low) * torch.rand(count, generator=rng)).clamp_max(1.0)
-        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, state, depth, exit, warm_from)
+        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, depth, exit, warm_from)
 
     def __call__(self, module: nn.Module, draw: FlowDraw) -> LossOutput:
         path = interpolate(draw.latents, draw.noise, draw.t)
@@ -185,23 +184,23 @@ class RectifiedFlowLoss:
         loss, logs = (weight * per_sample).mean(), {}
         if early is not None:
             apart = _squared_error(early, velocity.detach())
-            loss = loss + self.exit_weight * (weight * torch.lerp(_squared_error(early, path.velocity), apart, self.progress)).mean()
+            loss = loss + self.exit_weight * (weight * apart).mean()
             logs = {"exit_apart": apart.mean().detach()}
         return LossOutput(loss, per_sample.detach(), logs, {"t": t_bin(draw.t), "depth": torch.full_like(draw.drop, draw.depth, dtype=torch.long)})
 
     @torch.no_grad()
-    def _start(self, module: nn.Module, draw: FlowDraw, context: TextContext) -> Tensor:
-        """The core's initial state; in a warm step what the core makes of it at the noisier time, in as many iterations."""
+    def _start(self, module: nn.Module, draw: FlowDraw, context: TextContext) -> Tensor | None:
+        """The core's initial state: zeros (None); in a warm step what the core makes of them at the noisier time, in as many iterations."""
         if draw.warm_from is None:
-            return draw.state
-        embedded = module.embed(interpolate(draw.latents, draw.noise, draw.warm_from).z_t, draw.warm_from, context)
-        for current in module.iterate(embedded, context, draw.depth, draw.state):
+            return None
+        embedded = module.embed(interpolate(draw.latents, draw.noise, draw.warm_from).z_t, draw.warm_from)
+        for current in module.iterate(embedded, context, draw.depth):
             state = current.tokens
         return state
 
-    def _read(self, module: nn.Module, z_t: Tensor, t: Tensor, context: TextContext, draw: FlowDraw, state: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _read(self, module: nn.Module, z_t: Tensor, t: Tensor, context: TextContext, draw: FlowDraw, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Velocities after all iterations and, if one is drawn, at the exit. The last iterations before each are differentiated."""
-        embedded, early, k = module.embed(z_t, t, context), None, self.grad_iterations
+        embedded, early, k = module.embed(z_t, t), None, self.grad_iterations
         differentiated = {i for end in (draw.exit, draw.depth) for i in range(end - k + 1, end + 1)}
         for current in module.iterate(embedded, context, draw.depth, state, differentiated=differentiated):
             if current.iteration == draw.exit:
@@ -241,12 +240,12 @@ class ConsistencyLoss(RectifiedFlowLoss):
     """Consistency distillation in rectified-flow coordinates: f(z, t) = z - t v(z, t), for which f(z, 0) = z by itself.
 
     z_r is one guided Euler step of the teacher from z_t; the student's f at t is pulled to its own stop-gradient f at r
-    (same depth, same initial state), by the pseudo-Huber distance sqrt(|x|^2 + c^2) - c with c = 0.00054 sqrt(D) (iCT,
+    (same depth), by the pseudo-Huber distance sqrt(|x|^2 + c^2) - c with c = 0.00054 sqrt(D) (iCT,
     2310.14189). Guidance is inside the student, so it needs no null pass.
     """
 
     def __init__(self, teacher: Generator, guidance_scale: float, stages: int = 4, steps_per_stage: int = 1000, **options) -> None:
-        super().__init__(caption_dropout=0.0, warm_start=0.0, exit_steps=stages * steps_per_stage, **options)
+        super().__init__(caption_dropout=0.0, warm_start=0.0, **options)
         self.teacher = teacher.eval().requires_grad_(False)
         self.guidance_scale, self.stages, self.steps_per_stage, self.stage = guidance_scale, stages, steps_per_stage, 0
 
@@ -276,9 +275,9 @@ class ConsistencyLoss(RectifiedFlowLoss):
         z_r = self._teacher_step(z_t, draw)
         context = module.condition(draw.tokens, draw.mask)
         with torch.no_grad():
-            velocity, _ = self._read(module, z_r, draw.r, context, draw, draw.state)
+            velocity, _ = self._read(module, z_r, draw.r, context, draw)
             target = velocity_to_data(z_r, velocity, draw.r)
-        velocity, early = self._read(module, z_t, draw.t, context, draw, draw.state)
+        velocity, early = self._read(module, z_t, draw.t, context, draw)
         jump = velocity_to_data(z_t, velocity, draw.t)
         distance = _pseudo_huber(jump, target)
         # A pair that lies closer together must agree more closely (iCT's 1 / (t - r), bounded).
@@ -286,9 +285,9 @@ class ConsistencyLoss(RectifiedFlowLoss):
         per_sample, logs = weight * distance, {"pair_distance": distance.mean().detach()}
         if early is not None:
             jump_early = velocity_to_data(z_t, early, draw.t)
-            to_target, to_full = (_pseudo_huber(jump_early, goal) for goal in (target, jump.detach()))
-            per_sample = per_sample + self.exit_weight * weight * torch.lerp(to_target, to_full, self.progress)
-            logs["exit_apart"] = to_full.mean().detach()
+            apart = _pseudo_huber(jump_early, jump.detach())
+            per_sample = per_sample + self.exit_weight * weight * apart
+            logs["exit_apart"] = apart.mean().detach()
         return LossOutput(per_sample.mean(), distance.detach(), logs,
                           {"t": t_bin(draw.t), "depth": torch.full((len(draw.t),), draw.depth, device=draw.t.device)})
 

@@ -110,8 +110,8 @@ def train_aesthetic(config: IRISConfig, train_data: ImageDataset, held_out_data:
 
 
 def any_depth(train: TrainConfig) -> dict[str, Any]:
-    """Options of the flow loss that keep every depth usable and the state worth carrying over, from stage 3 on."""
-    return {"exit_weight": 0.5, "exit_steps": train.train_steps, "warm_start": 0.25}
+    """Options of the flow loss that keep every depth usable and the state worth carrying over, in the second half of stages 3 and 4."""
+    return {"exit_weight": 0.25, "warm_start": 0.25, "free_from": train.train_steps // 2}
 
 
 def _train_flow(stage: int, config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
