@@ -1,4 +1,4 @@
-"""python -m reports --profile smoke|cpu|t4|release [--only 03 05] [-p 03.train_steps=500] [--force] [--out DIR]
+"""python -m reports --profile smoke|cpu|t4|release|shipped|emoji [--only 03 05] [-p 03.train_steps=500] [--force] [--out DIR]
 
 Runs the notebooks of a profile in order. The same command again skips what is finished and continues what was stopped.
 """

@@ -1,21 +1,27 @@
 """From a trained run to a folder that a stranger can use: half-precision shards, a model card, a sheet of samples.
 
     python -m iris.evaluation quality runs/release/03/pipeline --json > quality.json
-    python -m reports.release runs/release/03/pipeline demo/models/iris-scenes --quality quality.json
+    python -m iris.evaluation depth runs/release/03/pipeline --json > depth.json
+    python -m reports.release runs/release/03/pipeline demo/models/iris-scenes --quality quality.json --depth depth.json
 
-Every number on the card comes from the run's own metadata or from the quality file; nothing is typed in.
+Every number on the card comes from the run's own metadata or from these files; nothing is typed in.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from PIL import Image
 
+from iris.data import check_scene, load_dataset_by_name, parse_caption
 from iris.data.emoji import PACKS
 from iris.evaluation.figures import image_grid, save_figure
+from iris.evaluation.quality import Features, retrieve
 from iris.nn.generator import parameter_count
 from iris.pipeline import IRISPipeline
 
@@ -24,13 +30,25 @@ SCENES = ("a red circle", "a blue star", "a large green triangle", "two red squa
           "a red circle left of a blue square", "a green star above a purple cross")
 MORE_SCENES = ("a small yellow star", "a pink ring", "an orange triangle on a white background", "two purple crosses", "three green squares",
                "a blue circle above a red star", "a yellow cross right of a green ring", "a large red square")
-ART = ("red apple", "red heart", "grinning face", "sunflower", "a clock", "a blue book", "cat face", "an orange fish")
 SHARE_ALIKE = ("openmoji",)
+EXAMPLES = 6  # prompts that the demo suggests
 
 
-def sheet(source: str) -> tuple[str, ...]:
-    """The prompts for a model that was trained on `source`: scenes, and art where it has seen any."""
-    return SCENES + (ART if "emoji" in source else MORE_SCENES)
+def contact_sheet(pipe: IRISPipeline, source: str, features: Features | None = None) -> tuple[list[str], list[Image.Image], list[str]]:
+    """Prompts, one picture of each and the prompts that the model draws best, for a model that was trained on `source`.
+
+    Art: captions of the first 64 training pictures, which lie in a shuffled order; best is what is found first among all art
+    of its style. Scenes: the prompts above; best is what most of four seeds draw right.
+    """
+    art = next((part.split("*")[0] for part in source.split("+") if part.startswith("emoji")), None)
+    if art is not None:
+        found = retrieve(pipe, *(load_dataset_by_name(art, pipe.image_size, split) for split in ("train", "all")), 64, features)
+        return [item.prompt for item in found], [item.image for item in found], [item.prompt for item in sorted(found, key=lambda item: item.rank)[:EXAMPLES]]
+    prompts = list(SCENES + MORE_SCENES)
+    drawn = [pipe(prompts, seed=[seed] * len(prompts)).images for seed in range(4)]
+    right = [sum(check_scene(np.asarray(images[index]), parse_caption(prompt)).all_right for images in drawn) for index, prompt in enumerate(prompts)]
+    best = sorted(range(len(prompts)), key=lambda index: -right[index])[:EXAMPLES]
+    return prompts, drawn[0], [prompts[index] for index in best]
 
 
 def data_lines(source: str) -> list[str]:
@@ -81,7 +99,37 @@ def _told(training: dict[str, Any]) -> str:
             f"{training['minutes']:.0f} minutes{ended}.")
 
 
-def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any]) -> str:
+def _thinking(depth: dict[str, Any]) -> str:
+    """The card's section about iterations, from a depth file."""
+    if not depth:
+        return "Not measured."
+    columns = {f"{kind} right": (lambda row, kind=kind: _interval(row["right"][kind])) for kind in depth["by_iterations"][0].get("right", {}) if kind != "every"}
+    if "kid" in depth["by_iterations"][0]:
+        columns["kernel distance"] = lambda row: _interval(row["kid"])
+    columns["core passes"] = lambda row: f"{row['passes']:.0f}"
+    automatic, carried = depth["automatic"], depth["carried"]
+    rows = [*depth["by_iterations"], automatic["outcomes"][0]]
+    table = "\n".join(f"| {row['setting']} | " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows)
+    efforts = ", ".join(f"{name} {steps} x {iterations}" for name, (steps, iterations) in depth["frontier"].items())
+    return f"""Steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}:
+
+| setting | {" | ".join(columns)} |
+|---|{"---|" * len(columns)}
+{table}
+
+Automatic depth stops at a relative change of {automatic['threshold']:g}; it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth of equal
+quality ({depth['cheapest_fixed']['setting']}), with a standard deviation of {automatic['outcomes'][0]['spread']:.1f} passes between pictures. A state carried from step to step saves {carried['saved']:.0%} over 8
+steps at equal quality. Efforts that the demo offers, from the matrix of steps and iterations: {efforts}."""
+
+
+_KNOWN = {"scenes": "scenes of coloured shapes", "emoji": "emoji that it has seen, and little of those it has not"}
+_READ = {"scenes": "`scenes.KIND.right` is the share of held-out captions of that kind whose every object the checker read back with the right colour and shape, "
+                   "`scenes.KIND.colour` the share with the right colours, and `ceiling` what the autoencoder alone would allow.",
+         "emoji": "`retrieval_SPLIT.top_5` is the share of drawn pictures whose own concept is among the five most alike in all art of the asked style; `held_out_pairs` are "
+                  "concepts that were trained in another style only, and `ceiling` is what real art of that other style reaches."}
+
+
+def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any], depth: dict[str, Any] | None = None) -> str:
     """The card's text, with the front matter that the Hub reads."""
     training, defaults = pipe.metadata["training"], pipe.defaults
     trainings = [*training.get("before", []), {key: value for key, value in training.items() if key != "before"}]
@@ -102,12 +150,12 @@ An IRIS model of preset `{pipe.config.name}`: {pipe.image_size} px pictures from
 ```python
 from iris import IRISPipeline
 
-picture = IRISPipeline.from_pretrained("{name}")("a red circle", seed=0).images[0]
+picture = IRISPipeline.from_pretrained("{name}")("{pipe.metadata.get("examples", ["a red circle"])[0]}", seed=0).images[0]
 ```
 
 ![samples](samples.png)
 
-Not picked: fixed prompts, seed 0, the default settings ({defaults.num_steps} steps x {defaults.num_iterations} iterations, guidance {defaults.guidance_scale:g}, {defaults.sampler}).
+Not picked: {"captions of the first 64 training pictures, which are shuffled" if "emoji" in training["data"] else "fixed prompts, seed 0"}, the default settings ({defaults.num_steps} steps x {defaults.num_iterations} iterations, guidance {defaults.guidance_scale:g}, {defaults.sampler}).
 
 ## Weights
 {chr(10).join(f"- {part}: {parameter_count(module) / 1e6:.2f} M parameters" for part, module in parts.items())}
@@ -129,10 +177,14 @@ they were rounded to half precision.
 
 {measured}
 
+## Thinking longer
+By `python -m iris.evaluation depth RUN --json`.
+
+{_thinking(depth or {})}
+
 ## Limits
-It knows {"emoji-like art and simple scenes" if "emoji" in training["data"] else "scenes of coloured shapes"}, at {pipe.image_size} px, and nothing else. How far to trust a prompt is in the table:
-`scenes.KIND.right` is the share of held-out captions of that kind whose every object the checker read back with the right colour and shape,
-`scenes.KIND.colour` the share with the right colours, and `ceiling` what the autoencoder alone would allow.
+It knows {" and ".join(_KNOWN[kind] for kind in _KNOWN if kind in training["data"])}, at {pipe.image_size} px, and nothing else. How far to trust a prompt is in the table:
+{chr(10).join(_READ[kind] for kind in _READ if kind in training["data"])}
 """
 
 
@@ -140,19 +192,27 @@ def release(
     run: Annotated[Path, typer.Argument(help="a trained pipeline folder")],
     folder: Annotated[Path, typer.Argument(help="where the released model goes, such as demo/models/iris-scenes")],
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m iris.evaluation quality RUN --json`")] = None,
+    depth: Annotated[Path | None, typer.Option(help="JSON of `python -m iris.evaluation depth RUN --json`; sets the exit threshold and the efforts")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="default solver steps; the run's own by default")] = None,
+    num_iterations: Annotated[int | None, typer.Option(help="default core iterations; the run's own by default")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="default guidance; the run's own by default")] = None,
 ) -> None:
     """Write the released model, its card and its sample sheet."""
     pipe = IRISPipeline.from_pretrained(run)
+    figures, thinking = (json.loads(file.read_text()) if file else {} for file in (quality, depth))
+    chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale,
+              "exit_threshold": thinking.get("automatic", {}).get("threshold")}
+    pipe.defaults = replace(pipe.defaults, **{key: value for key, value in chosen.items() if value is not None})
     source = pipe.metadata["training"]["data"]
     data_lines(source)  # refuse before anything is written
-    prompts = sheet(source)
-    pipe.metadata["examples"] = [prompts[index] for index in (0, 1, 2, 3, 10)]  # objects alone or alike: what a small model learns first
+    if thinking:
+        pipe.metadata["frontier"] = thinking["frontier"]
     pipe.save_pretrained(folder)
-    pipe = IRISPipeline.from_pretrained(folder)  # the sheet shows what was released, half precision included
-    images = pipe(list(prompts), seed=[0] * len(prompts)).images
+    pipe = IRISPipeline.from_pretrained(folder)  # the sheet shows what is released, half precision included
+    prompts, images, pipe.metadata["examples"] = contact_sheet(pipe, source)
+    pipe.save_pretrained(folder)
     save_figure(image_grid(images, prompts, columns=8), folder / "samples.png", dpi=100)
-    figures = json.loads(quality.read_text()) if quality else {}
-    (folder / "README.md").write_text(model_card(pipe, folder.as_posix(), figures))
+    (folder / "README.md").write_text(model_card(pipe, folder.as_posix(), figures, thinking))
     typer.echo(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 

@@ -1,6 +1,7 @@
 """Measuring from the command line:
 
     python -m iris.evaluation quality demo/models/NAME --json
+    python -m iris.evaluation depth demo/models/NAME --json
     python -m iris.evaluation footprint tiny --json
     python -m iris.evaluation speed --against pixart,taesd --json
 
@@ -42,6 +43,28 @@ def quality(
         depth = int(num_iterations) if num_iterations and num_iterations.isdigit() else num_iterations
         return to_plain(measure_quality(IRISPipeline.from_pretrained(model), data, scenes, pictures, samples, retrieved, seed, batch_size,
                                         num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale))
+
+    _report(measure, json_)
+
+
+@app.command()
+def depth(
+    model: Model,
+    json_: AsJson = False,
+    data: Annotated[str, typer.Option(help="data source; the model's own by default")] = "",
+    count: Annotated[int, typer.Option(min=0, help="held-out scenes of each kind, for a model that knows scenes")] = 64,
+    samples: Annotated[int, typer.Option(min=0, help="pictures drawn for the kernel distance at every setting; 0 leaves it out")] = 0,
+    num_steps: Annotated[int, typer.Option(min=1, help="solver steps while iterations vary")] = 12,
+    guidance_scale: Annotated[float | None, typer.Option(help="guidance; the model's default by default")] = None,
+    seed: int = 0,
+    batch_size: Annotated[int, typer.Option(min=1, max=64)] = 16,
+) -> None:
+    """Quality by iterations, steps against iterations, automatic depth (its threshold calibrated) and the carried state."""
+    def measure() -> dict[str, Any]:
+        from iris.evaluation.depth import measure_depth
+        from iris.pipeline import IRISPipeline
+
+        return measure_depth(IRISPipeline.from_pretrained(model), count, samples, data, seed, batch_size, num_steps, guidance_scale=guidance_scale)
 
     _report(measure, json_)
 
@@ -110,6 +133,8 @@ def _lines(value: Any, path: str = "") -> list[str]:
         return [f"{path}: {_number(value['value'])} [{_number(low)} .. {_number(high)}]"]
     if isinstance(value, dict):
         return [line for key, item in value.items() for line in _lines(item, f"{path}.{key}" if path else key)]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [line for number, item in enumerate(value) for line in _lines(item, f"{path}.{item.get('setting', number)}")]
     return [f"{path}: {_number(value)}"]
 
 

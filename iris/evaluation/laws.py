@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +107,14 @@ def depth_figures(longer: Overthinking, starts: PathIndependence, spent: Sequenc
         "start_distance": float(np.median(starts.velocity_distance[..., -1])),
         "mean_spent": float(np.mean(used)), "least_spent": int(min(used)), "most_spent": int(max(used)),
     }
+
+
+def gained_by_iterations(bought: Mapping[str, Any]) -> dict[str, float]:
+    """From `depth.measure_depth`: what 8 iterations draw right more than 2 do, and what automatic depth and the carried state cost."""
+    right = {row["num_iterations"]: row["right"]["relation"]["value"] for row in bought["by_iterations"] if "right" in row}
+    automatic = bought["automatic"]
+    return {"relation_gain_points": 100 * (right[8] - right[2]), "auto_share_percent": 100 * automatic["share_of_fixed"],
+            "auto_spread_passes": automatic["outcomes"][0]["spread"], "carried_saves_percent": 100 * bought["carried"]["saved"]}
 
 
 # --- the specification's table -------------------------------------------------------------------------------------

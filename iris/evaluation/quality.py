@@ -12,6 +12,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -235,14 +236,52 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
 # ---------------------------------------------------------------------------------------------------- retrieval
 
 
+@dataclass(frozen=True)
+class Retrieved:
+    """A drawn picture and the rank (from 1) of its own concept among the `gallery` real pictures of its style.
+
+    `ceiling` is the rank that a real picture of the concept in another style reaches, None where there is none.
+    """
+
+    prompt: str
+    image: Image.Image
+    rank: int
+    ceiling: int | None
+    gallery: int
+
+
 def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, limit: int = 64, features: Features | None = None,
               seed: int = 0, batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
-    """Is the drawn picture closest to the right concept? Rank of its own concept among all real art of the asked style.
+    """Is the drawn picture closest to the right concept? Shares of `retrieve`'s ranks.
+
+    {"pictures", "gallery" (median size), "top_1", "top_5", "ceiling_top_1", "ceiling_top_5"}; chance is about 5 / gallery for the top 5.
+    """
+    found = retrieve(pipe, queries, gallery, limit, features, seed, batch_size, **arguments)
+    result: dict[str, Any] = {"pictures": len(found), "gallery": int(np.median([item.gallery for item in found]))}
+    ceiling = [item.ceiling for item in found if item.ceiling is not None]
+    for name, ranks in (("", [item.rank for item in found]), ("ceiling_", ceiling)):
+        for top in (1, 5):
+            result[f"{name}top_{top}"] = share(sum(rank <= top for rank in ranks), len(ranks))
+    return result
+
+
+def art_retrieval(pipe: IRISPipeline, data: str, limit: int = 64, features: Features | None = None, **arguments: Any) -> dict[str, dict[str, Any]]:
+    """`retrieval` of training captions and of concepts held out in one style, by split; {} where the source `data` has no emoji."""
+    art = next((part.split("*")[0].strip() for part in data.split("+") if part.strip().startswith("emoji")), None)
+    if not limit or art is None:
+        return {}
+    gallery = load_dataset_by_name(art, pipe.image_size, "all")
+    return {split: retrieval(pipe, load_dataset_by_name(art, pipe.image_size, split), gallery, limit, features, **arguments)
+            for split in ("train", "held_out_pairs")}
+
+
+def retrieve(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, limit: int = 64, features: Features | None = None,
+             seed: int = 0, batch_size: int = 16, **arguments: Any) -> list[Retrieved]:
+    """Rank of each drawn picture's own concept among all real art of the asked style.
 
     Items are named STYLE/CONCEPT by their key (without "/" all have one style). For each of the first `limit` queries a picture
     is drawn from a caption that names the style, and the gallery's pictures of that style are ordered by cosine similarity of
-    centred features. {"pictures", "gallery" (median size), "top_1", "top_5": shares, "ceiling_top_1", "ceiling_top_5": the same for a
-    real picture of the concept in another style}, chance being about 5 / gallery for the top 5.
+    centred features.
     """
     features = features or features_by_name()
     styles = _by_style(gallery)
@@ -250,22 +289,17 @@ def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, 
     if not items:
         raise QualityError(f"no picture of {queries.name!r} has its concept and style in the gallery {gallery.name!r}.")
     prompts = [_styled_caption(item) for item in items]
-    drawn = features(to_tensor(draw_all(pipe, prompts, range(seed, seed + len(items)), batch_size, "retrieval", **arguments)))
+    images = draw_all(pipe, prompts, range(seed, seed + len(items)), batch_size, "retrieval", **arguments)
+    drawn = features(to_tensor(images))
     known = {style: _features_of(gallery, rows, features, batch_size, style) for style, rows in styles.items()}
-    ranks, ceiling, sizes = [], [], []
-    for row, item in enumerate(items):
+    found = []
+    for row, (item, prompt, image) in enumerate(zip(items, prompts, images, strict=True)):
         style, concept = _style(item.key), item.key.rpartition("/")[2]
         names, real = known[style]
-        ranks.append(_rank(drawn[row], real, names.index(concept)))
-        sizes.append(len(names))
+        place = names.index(concept)
         other = next((known[name][1][known[name][0].index(concept)] for name in known if name != style and concept in known[name][0]), None)
-        if other is not None:
-            ceiling.append(_rank(other, real, names.index(concept)))
-    result: dict[str, Any] = {"pictures": len(items), "gallery": int(np.median(sizes))}
-    for name, found in (("", ranks), ("ceiling_", ceiling)):
-        for top in (1, 5):
-            result[f"{name}top_{top}"] = share(sum(rank <= top for rank in found), len(found))
-    return result
+        found.append(Retrieved(prompt, image, _rank(drawn[row], real, place), None if other is None else _rank(other, real, place), len(names)))
+    return found
 
 
 def _style(key: str) -> str:
@@ -312,7 +346,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
     """
     source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
     parts = [part.split("*")[0].strip() for part in source.split("+")]
-    size, emoji = pipe.image_size, next((part for part in parts if part.startswith("emoji")), None)
+    size = pipe.image_size
     features: Features | None = None
     missing: dict[str, str] = {}
     try:
@@ -329,11 +363,8 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
         result["scenes"] = scene_accuracy(pipe, count=scenes, **common)
     if samples and features:
         result["samples"] = sample_kid(pipe, load_dataset_by_name(source, size, "held_out"), samples, features, **common)
-    if retrieved and features and emoji:
-        gallery = load_dataset_by_name(emoji, size, "all")
-        for split in ("train", "held_out_pairs"):
-            queries = load_dataset_by_name(emoji, size, split)
-            result[f"retrieval_{split}"] = retrieval(pipe, queries, gallery, retrieved, features, **common)
+    if features:
+        result |= {f"retrieval_{split}": found for split, found in art_retrieval(pipe, source, retrieved, features, **common).items()}
     return result | ({"not_measured": missing} if missing else {})
 
 
@@ -348,5 +379,5 @@ def to_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-__all__ = ["FEATURES", "KINDS", "SCENE_FACTS", "QualityError", "draw_all", "features_by_name", "gaussian_blur", "measure_quality", "reconstruction_quality", "retrieval",
-           "sample_kid", "scene_accuracy", "scene_specs", "score_scenes", "to_plain", "to_tensor"]
+__all__ = ["FEATURES", "KINDS", "SCENE_FACTS", "QualityError", "Retrieved", "art_retrieval", "draw_all", "features_by_name", "gaussian_blur", "measure_quality", "reconstruction_quality", "retrieval",
+           "retrieve", "sample_kid", "scene_accuracy", "scene_specs", "score_scenes", "to_plain", "to_tensor"]

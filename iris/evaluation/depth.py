@@ -1,0 +1,224 @@
+"""What thinking buys: quality by iterations, steps against iterations, what automatic depth and a carried state save.
+
+Every setting draws the same captions from the same seeds, so two settings differ in nothing else. Quality is the share of
+held-out scenes drawn right where the model knows scenes, and the kernel distance of samples (see `quality`). The cost is
+counted in core passes of one picture, both passes of guidance included; "equal quality" means within the interval of the best.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from iris.data import ImageDataset, caption_scene, load_dataset_by_name
+from iris.evaluation.metrics import Estimate, kernel_distance
+from iris.evaluation.quality import Features, features_by_name, scene_specs, score_scenes, to_tensor
+from iris.pipeline import IRISPipeline
+
+EXAM_KINDS = ("one", "relation")  # what is drawn right soonest, and what needs two objects to agree
+SHARES = {"Draft": 1 / 6, "Balanced": 1 / 2}  # of the core passes that the best setting spends
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a picture is drawn; what is left out are the model's defaults."""
+
+    num_steps: int
+    num_iterations: int | str
+    carry_state: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.num_steps} x {self.num_iterations}{', state carried' if self.carry_state else ''}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a setting gave: `right` by kind of scene and over all ("every"), `kid` of samples, and what one picture cost.
+
+    passes and spread: mean and standard deviation over pictures of the core passes; iterations: their mean a step, by kind.
+    """
+
+    setting: Setting
+    right: dict[str, Estimate]
+    kid: Estimate | None
+    passes: float
+    spread: float
+    iterations: dict[str, float]
+    seconds: float
+
+    def at_least(self, best: Outcome) -> bool:
+        """Whether this one's quality lies within the interval of the best one's, or above it."""
+        if self.right:
+            return self.right["every"].value >= best.right["every"].interval[0]
+        return self.kid.value <= best.kid.interval[1]
+
+    @property
+    def quality(self) -> float:
+        """A number to order by; higher is better."""
+        return self.right["every"].value if self.right else -self.kid.value
+
+
+class DepthExam:
+    """The captions, seeds and real pictures that every setting is measured with."""
+
+    def __init__(self, pipe: IRISPipeline, count: int = 64, samples: int = 0, data: str = "", seed: int = 0, batch_size: int = 16,
+                 guidance_scale: float | None = None) -> None:
+        """count: held-out scenes of each of EXAM_KINDS, for a model that knows scenes; samples: held-out captions for the kernel distance."""
+        source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
+        self.pipe, self.seed, self.batch_size, self.guidance_scale = pipe, seed, batch_size, guidance_scale
+        self.specs = scene_specs(pipe.image_size, count, EXAM_KINDS) if count and "scenes" in source else {}
+        self.features: Features | None = features_by_name(batch_size=batch_size) if samples else None
+        self.captions: list[str] = []
+        if samples:
+            held_out = load_dataset_by_name(source, pipe.image_size, "held_out")
+            self.captions, self.real = self._real(held_out, min(samples, len(held_out)))
+
+    def _real(self, dataset: ImageDataset, number: int) -> tuple[list[str], torch.Tensor]:
+        items = [dataset[int(index)] for index in np.random.default_rng(self.seed).permutation(len(dataset))[:number]]
+        return [item.captions[0] for item in items], self.features(to_tensor([item.image for item in items]))
+
+    def take(self, setting: Setting) -> Outcome:
+        """Draw everything with `setting` and judge it."""
+        begun, spent, right, kid = time.monotonic(), {}, {}, None
+        told, drawn = [], []
+        for kind, specs in self.specs.items():
+            images, spent[kind] = self._draw(setting, [caption_scene(spec)[0] for spec in specs])
+            right[kind] = score_scenes(images, specs)["right"]
+            told, drawn = told + list(specs), drawn + images
+        if told:
+            right["every"] = score_scenes(drawn, told)["right"]
+        if self.captions:
+            images, spent["samples"] = self._draw(setting, self.captions)
+            kid = kernel_distance(self.features(to_tensor(images)), self.real, paired=True)
+        every = np.concatenate(list(spent.values()))
+        scale = self.pipe.defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        passes = every.sum(1) * (2 if scale != 1.0 else 1)
+        return Outcome(setting, right, kid, float(passes.mean()), float(passes.std()), {kind: float(part.mean()) for kind, part in spent.items()},
+                       (time.monotonic() - begun) / len(every))
+
+    def _draw(self, setting: Setting, prompts: Sequence[str]) -> tuple[list[Image.Image], np.ndarray]:
+        """The pictures, and the iterations of each at each step [N, S]."""
+        images, spent = [], []
+        for start in tqdm(range(0, len(prompts), self.batch_size), desc=str(setting), unit="batch", leave=False):
+            part = list(prompts[start: start + self.batch_size])
+            seeds = list(range(self.seed + start, self.seed + start + len(part)))
+            result = self.pipe(part, seed=seeds, guidance_scale=self.guidance_scale, **asdict(setting))
+            images, spent = images + result.images, spent + result.iterations
+        return images, np.array(spent)
+
+
+# --- what follows from outcomes ------------------------------------------------------------------------------------
+
+
+def cheapest_equal(outcomes: Sequence[Outcome]) -> Outcome:
+    """The one of fewest core passes among those as good as the best."""
+    best = max(outcomes, key=lambda outcome: outcome.quality)
+    return min((outcome for outcome in outcomes if outcome.at_least(best)), key=lambda outcome: outcome.passes)
+
+
+def frontier(outcomes: Sequence[Outcome]) -> dict[str, list[int | str]]:
+    """Steps and iterations of each effort: the cheapest of the best, and the best at most at the SHARES of its cost.
+
+    "Automatic" takes the steps of the best. In the form that the demo reads from a model's metadata.
+    """
+    best = cheapest_equal(outcomes)
+    chosen = {name: max((outcome for outcome in outcomes if outcome.passes <= share * best.passes), key=lambda outcome: (outcome.quality, -outcome.passes),
+                        default=min(outcomes, key=lambda outcome: outcome.passes)) for name, share in SHARES.items()}
+    table = {name: [outcome.setting.num_steps, outcome.setting.num_iterations] for name, outcome in (*chosen.items(), ("Best", best))}
+    return table | {"Automatic": [best.setting.num_steps, "auto"]}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The exit threshold that loses no more than a fixed depth does: distances to what a deep core draws, and iterations a step."""
+
+    threshold: float
+    distance: float
+    iterations: float
+    fixed_distance: float
+    fixed_iterations: int
+
+
+@torch.inference_mode()
+def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, fixed: int, deep: int,
+                        guidance_scale: float | None = None) -> Calibration:
+    """The largest threshold of "auto" whose pictures lie as close to those of `deep` iterations as those of `fixed` iterations do.
+
+    Distances are medians over pictures of the root mean square between final latents. The pipeline's defaults are left as they were.
+    """
+    def latents(num_iterations: int | str) -> tuple[torch.Tensor, float]:
+        result = pipe(list(prompts), seed=list(seeds), num_steps=num_steps, num_iterations=num_iterations, guidance_scale=guidance_scale)
+        return result.latents.float(), float(np.mean(result.iterations))
+
+    def distance(found: torch.Tensor) -> float:
+        return float((found - goal).square().flatten(1).mean(1).sqrt().median())
+
+    goal, _ = latents(deep)
+    allowed, kept = distance(latents(fixed)[0]), pipe.defaults
+    best: Calibration | None = None
+    try:
+        for threshold in np.geomspace(0.3, 0.003, 15):
+            pipe.defaults = replace(kept, exit_threshold=float(f"{threshold:.2g}"))
+            found, spent = latents("auto")
+            best = Calibration(pipe.defaults.exit_threshold, distance(found), spent, allowed, fixed)
+            if best.distance <= allowed:
+                break
+    finally:
+        pipe.defaults = kept
+    return best
+
+
+def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: str = "", seed: int = 0, batch_size: int = 16,
+                  num_steps: int = 12, depths: Sequence[int] = (1, 2, 4, 6, 8, 16, 32), steps: Sequence[int] = (2, 4, 8, 16),
+                  iterations: Sequence[int] = (1, 2, 4, 8), guidance_scale: float | None = None) -> dict[str, Any]:
+    """Everything that a model's card tells about depth, as plain data.
+
+    "by_iterations" at `num_steps` steps; "matrix" of steps x iterations with the "frontier" that follows; "automatic": the
+    calibrated threshold, and auto beside the cheapest fixed depth of equal quality; "carried": the same with the state
+    carried from step to step, fresh and carried.
+    """
+    exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)
+    by_iterations = [exam.take(Setting(num_steps, depth)) for depth in depths]
+    matrix = [exam.take(Setting(step, depth)) for step in steps for depth in iterations]
+    fixed = cheapest_equal(by_iterations)
+    mean = pipe.config.generator.mean_iterations
+    prompts = [caption_scene(spec)[0] for specs in exam.specs.values() for spec in specs][:32] or exam.captions[:32]
+    calibration = calibrate_threshold(pipe, prompts, range(seed, seed + len(prompts)), num_steps, int(fixed.setting.num_iterations), 2 * mean, guidance_scale)
+    kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, exit_threshold=calibration.threshold)
+    try:
+        automatic = [exam.take(Setting(num_steps, "auto", carry)) for carry in (False, True)]
+    finally:
+        pipe.defaults = kept
+    fresh, carried = ([exam.take(Setting(8, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
+    return {
+        "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions)}, "seed": seed,
+        "trained_iterations": mean, "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale,
+        "by_iterations": [_plain(outcome) for outcome in by_iterations], "matrix": [_plain(outcome) for outcome in matrix],
+        "frontier": frontier(matrix), "cheapest_fixed": _plain(fixed),
+        "automatic": asdict(calibration) | {"outcomes": [_plain(outcome) for outcome in automatic], "share_of_fixed": automatic[0].passes / fixed.passes},
+        "carried": {"fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried],
+                    "saved": _saved(fresh, carried)},
+    }
+
+
+def _saved(fresh: Sequence[Outcome], carried: Sequence[Outcome]) -> float:
+    """Share of core passes that carrying saves: the cheapest of each that is as good as the best fresh one."""
+    best = max(fresh, key=lambda outcome: outcome.quality)
+    enough = [outcome.passes for outcome in carried if outcome.at_least(best)]
+    return 1 - min(enough) / cheapest_equal(fresh).passes if enough else 0.0
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON data."""
+    told: dict[str, Any] = {}
+    told |= {"setting": str(outcome.setting), **asdict(outcome.setting)}
+    told |= {"right": {kind: value.to_dict() for kind, value in outcome.right.items()}} if outcome.right else {}
+    told |= {"kid": outcome.kid.to_dict()} if outcome.kid is not None else {}
+    return told | {"passes": outcome.passes, "spread": outcome.spread, "iterations_a_step": outcome.iterations, "seconds": outcome.seconds}

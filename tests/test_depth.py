@@ -1,0 +1,107 @@
+"""Laws of iris.evaluation.depth: a model that needs four iterations is found to need four, and thresholds keep their word."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from iris.data import caption_scene, render_scene
+from iris.evaluation.__main__ import app
+from iris.evaluation.depth import (
+    EXAM_KINDS,
+    DepthExam,
+    Outcome,
+    Setting,
+    calibrate_threshold,
+    cheapest_equal,
+    frontier,
+    measure_depth,
+)
+from iris.evaluation.metrics import share
+from iris.evaluation.quality import scene_specs
+from iris.pipeline import IRISPipeline, SamplingDefaults
+from reports.release import model_card
+
+
+class NeedsFour:
+    """Draws the true picture with four iterations a step or more and a grey one below; "auto" spends four on one object and six on two."""
+
+    image_size = 64
+    defaults = SamplingDefaults(guidance_scale=3.0)
+
+    def __init__(self, count: int) -> None:
+        self.metadata = {"training": {"data": "scenes"}}
+        self.truth = {caption_scene(spec)[0]: spec for specs in scene_specs(64, count, EXAM_KINDS).values() for spec in specs}
+
+    def __call__(self, prompts, seed, num_steps, num_iterations, carry_state, guidance_scale):
+        spent = [4 + 2 * bool(self.truth[prompt].facts.relation) if num_iterations == "auto" else num_iterations for prompt in prompts]
+        images = [Image.fromarray(render_scene(self.truth[prompt], 64)) if turns >= 4 else Image.new("RGB", (64, 64), "grey")
+                  for prompt, turns in zip(prompts, spent, strict=True)]
+        return SimpleNamespace(images=images, iterations=[[turns] * num_steps for turns in spent])
+
+
+def outcome(steps: int, iterations: int, right: int, of: int = 100) -> Outcome:
+    return Outcome(Setting(steps, iterations), {"every": share(right, of)}, None, steps * iterations * 2.0, 0.0, {}, 0.0)
+
+
+def test_an_exam_finds_what_a_model_needs_and_counts_what_it_spends() -> None:
+    exam = DepthExam(NeedsFour(6), count=6)
+    by_depth = [exam.take(Setting(3, depth)) for depth in (1, 2, 4, 8)]
+    assert [found.right["every"].value for found in by_depth] == [0, 0, 1, 1]
+    assert [found.passes for found in by_depth] == [2 * 3 * depth for depth in (1, 2, 4, 8)] and {found.spread for found in by_depth} == {0.0}
+    assert cheapest_equal(by_depth).setting == Setting(3, 4)
+    automatic = exam.take(Setting(3, "auto"))
+    assert automatic.iterations == {"one": 4.0, "relation": 6.0} and automatic.passes == 2 * 3 * 5 and automatic.spread == 2 * 3
+
+
+def test_equal_quality_is_within_the_interval_of_the_best() -> None:
+    best, close, far = outcome(8, 8, 90), outcome(8, 4, 85), outcome(8, 2, 60)
+    low = share(90, 100).interval[0]
+    assert close.at_least(best) == (0.85 >= low) and not far.at_least(best)
+    assert cheapest_equal([best, close, far]) is close
+
+
+def test_the_frontier_keeps_its_budgets() -> None:
+    outcomes = [outcome(steps, iterations, right) for steps, iterations, right in ((2, 2, 20), (4, 2, 40), (2, 8, 30), (8, 4, 60), (16, 8, 95), (16, 16, 96))]
+    table = frontier(outcomes)
+    assert table == {"Draft": [4, 2], "Balanced": [8, 4], "Best": [16, 8], "Automatic": [16, "auto"]}
+    assert frontier([outcome(8, 8, 90)])["Draft"] == [8, 8]
+
+
+@pytest.fixture
+def pipe(pipeline: IRISPipeline) -> IRISPipeline:
+    """A copy that a test may change."""
+    return copy.copy(pipeline)
+
+
+def test_a_calibrated_threshold_draws_as_closely_as_the_fixed_depth(pipe: IRISPipeline) -> None:
+    prompts, seeds = ["red apple", "a blue star", "two green rings"], [1, 2, 3]
+    found = calibrate_threshold(pipe, prompts, seeds, 3, fixed=4, deep=16)
+    assert pipe.defaults.exit_threshold == SamplingDefaults().exit_threshold
+    deep, fixed = (pipe(prompts, seed=seeds, num_steps=3, num_iterations=depth).latents for depth in (16, 4))
+    pipe.defaults = replace(pipe.defaults, exit_threshold=found.threshold)
+    automatic = pipe(prompts, seed=seeds, num_steps=3, num_iterations="auto")
+    distance, allowed = (float(np.median((part - deep).square().flatten(1).mean(1).sqrt())) for part in (automatic.latents, fixed))
+    assert found.distance == pytest.approx(distance, rel=1e-5) and found.fixed_distance == pytest.approx(allowed, rel=1e-5)
+    assert distance <= allowed and found.iterations == pytest.approx(np.mean(automatic.iterations))
+
+
+def test_everything_is_measured_and_told_on_the_card(pipe: IRISPipeline) -> None:
+    pipe.metadata = {"training": {"data": "scenes", "stage": 3, "step": 1, "minutes": 1.0, "finished": True, "images_seen": 64, "recipe": {"batch_size": 64}}}
+    found = measure_depth(pipe, count=2, num_steps=2, depths=(1, 2), steps=(1, 2), iterations=(1, 2))
+    assert json.loads(json.dumps(found)) == found
+    assert [row["setting"] for row in found["by_iterations"]] == ["2 x 1", "2 x 2"] and len(found["matrix"]) == 4
+    card = model_card(pipe, "iris-test", {}, found)
+    assert "| 2 x auto |" in card and f"{found['automatic']['threshold']:g}" in card and "| one right |" in card
+
+
+def test_the_command_refuses_what_is_not_a_model(tmp_path) -> None:
+    result = CliRunner().invoke(app, ["depth", str(tmp_path)])
+    assert result.exit_code == 2 and "Error:" in result.output
