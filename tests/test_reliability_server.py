@@ -21,7 +21,7 @@ import pytest
 import torch
 from conftest import subprocess_environment
 from demo_server import free_port
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_reliability_fuzz import JUNK, PROMPTS
 
@@ -165,7 +165,7 @@ def endpoints(server: Server) -> dict[str, int]:
     return {name.strip("/"): len(told["parameters"]) for name, told in named.items()}
 
 
-FILES = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in ("/etc/passwd", "../../etc/passwd", str(ROOT / "pyproject.toml"), "http://127.0.0.1:9/x.png", "")]
+FILES = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in ("/etc/passwd", "../../etc/passwd", str(ROOT / "pyproject.toml"), "http://127.0.0.1:9/x.png", "\ud800", "")]
 PLAIN = JUNK.filter(lambda value: not isinstance(value, bytes))
 
 
@@ -180,6 +180,9 @@ def test_junk_at_every_endpoint_is_answered_and_tells_nothing(server: Server, so
 
     @settings(max_examples=400 if soak else 40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(asked)
+    @example(("encode", ["\ud800"], True))  # half of a surrogate pair: as a file's name, as a dictionary's key, where gradio expects a list
+    @example(("generate", ["red apple", {"\udfff": 1}, 1, 1, 1, 1.0], True))
+    @example(("generate", "\ud800", True))
     def one(case: tuple) -> None:
         name, data, whole = case
         body = json.dumps({"data": data}).encode()
