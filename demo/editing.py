@@ -116,7 +116,10 @@ def fit_mask(mask: Image.Image, size: int) -> np.ndarray:
 def uploaded(file: object, what: str = "picture") -> Path:
     """The path of a file that this server received; an endpoint's file is JSON and could name any other. Raises RequestError."""
     name = file.get("path") if isinstance(file, dict) else getattr(file, "path", file)
-    path = Path(name).resolve() if isinstance(name, str) and "\0" not in name else None
+    try:
+        path = Path(name).resolve() if isinstance(name, str) else None
+    except ValueError:  # NUL, or half of a surrogate pair: no file has such a name
+        path = None
     if path is None or not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
         raise RequestError(f"The {what} is missing; upload it, for example with handle_file of gradio_client.")
     return path

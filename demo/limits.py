@@ -63,7 +63,8 @@ class Refusal(Exception):
 
 class VisitorLimits:
     """ASGI middleware: 429 above the rate, 413 for a body that is too large, 411 for one that does not say how large it is, 400 for
-    a file given by its address (gradio would fetch it, whatever its size), a number that is not finite, and an upload without a file.
+    a file given by its address (gradio would fetch it, whatever its size), a number that is not finite, text that UTF-8 cannot hold,
+    and an upload without a file.
 
     proxies: how many trusted proxies stand before the server (a Space has one). With none the X-Forwarded-For header is a
     visitor's own word and is not read.
@@ -124,15 +125,26 @@ async def _read_json(receive: Receive) -> Receive:
 
 
 def _trouble(value: Any) -> str:
-    """What a JSON value holds that gradio would fetch, or fail to tell in its own error message; "" for nothing."""
+    """What a JSON value holds that gradio would fetch, or that no file, answer or error message could tell again; "" for nothing."""
+    if isinstance(value, str):
+        return "" if _encodable(value) else "Text must be of whole characters; half of a surrogate pair is none."
     if isinstance(value, float) and not math.isfinite(value):
         return "Numbers must be finite."
     if isinstance(value, dict):
         path = value.get("path")
         if isinstance(path, str) and path.lower().startswith(("http:", "https:")):
             return "A file cannot be given by its address; upload it first."
-        value = list(value.values())
+        value = [*value, *value.values()]
     return next(filter(None, map(_trouble, value)), "") if isinstance(value, list) else ""
+
+
+def _encodable(text: str) -> bool:
+    """Whether UTF-8 holds it. JSON can name half of a surrogate pair, and Python keeps it, but nothing can write it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _answer(send: Send, refusal: Refusal) -> None:

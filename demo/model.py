@@ -9,6 +9,7 @@ import torch
 
 from iris.checkpoint import resolve_folder
 from iris.pipeline import IRISPipeline
+from iris.prompts import without_control
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS, RUNS = ROOT / "demo" / "models", ROOT / "runs"
@@ -71,9 +72,10 @@ class LoadedModel:
 
 
 def example_prompts(pipeline: IRISPipeline) -> list[str]:
-    """The prompts that the model's makers suggest; its metadata is a file from anywhere, so only short strings pass."""
+    """The prompts that the model's makers suggest; its metadata is a file from anywhere, so only short strings pass, and what a page can show of them."""
     told = pipeline.metadata.get("examples", [])
-    return [text.strip() for text in told if isinstance(text, str) and 0 < len(text.strip()) <= 80] if isinstance(told, (list, tuple)) else []
+    texts = [without_control(text).strip() for text in told if isinstance(text, str)] if isinstance(told, (list, tuple)) else []
+    return [text for text in texts if 0 < len(text) <= 80]
 
 
 def best_device() -> str | None:

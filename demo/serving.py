@@ -19,6 +19,7 @@ from PIL import Image
 
 from demo.limits import within
 from demo.status import status_html
+from iris.prompts import without_control
 
 # One group for every event that runs the model, so that a Create and an Inside request never compute at once.
 MODEL_QUEUE = "model"
@@ -105,6 +106,6 @@ def cache_picture(image: Image.Image) -> str:
 def _sentence(error: Exception) -> str:
     own = isinstance(error, ValueError) and type(error).__module__.split(".")[0] in ("iris", "demo")
     if own:
-        return str(error).translate(_NO_TAGS)
+        return without_control(str(error)).translate(_NO_TAGS)
     log.error("An event failed", exc_info=error)
     return GENERIC_ERROR

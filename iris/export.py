@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -122,7 +122,7 @@ def export_onnx(pipeline: IRISPipeline, folder: str | Path, int8: bool = False) 
         _write_graph(path, module, inputs, outputs)
         if int8:
             _quantize(path)
-    _write_tokenizer(pipeline.text_encoder, folder / TOKENIZER_FILE)
+    pipeline.text_encoder.tokenizer.save(str(folder / TOKENIZER_FILE))
     header = {"format": FORMAT, "int8": int8, "config": pipeline.config.to_dict(), "defaults": asdict(pipeline.defaults)}
     (folder / MODEL_FILE).write_text(json.dumps(header, indent=2), encoding="utf-8")
     return folder
@@ -193,15 +193,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _write_tokenizer(encoder: TransformersTextEncoder, path: Path) -> None:
-    """The fast tokenizer with padding and truncation to the model's length already set."""
-    tokenizer: Any = encoder.tokenizer.backend_tokenizer
-    tokenizer.enable_truncation(encoder.config.max_tokens)
-    pad = encoder.tokenizer.pad_token
-    tokenizer.enable_padding(length=encoder.config.max_tokens, pad_id=encoder.tokenizer.pad_token_id, pad_token=pad)
-    tokenizer.save(str(path))
 
 
 def main(

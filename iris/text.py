@@ -14,15 +14,17 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from iris.config import TextConfig
@@ -132,12 +134,15 @@ def _word_vector(word: str, dim: int) -> Tensor:
 
 
 class TransformersTextEncoder:
-    """MiniLM or CLIP's text tower from a local folder: last_hidden_state of the frozen model, computed in float32."""
+    """MiniLM or CLIP's text tower from a local folder: last_hidden_state of the frozen model, computed in float32.
+
+    tokenizer: a `tokenizers.Tokenizer` that cuts and pads to max_tokens. model: called with input_ids and attention_mask [B, L].
+    """
 
     def __init__(self, config: TextConfig, folder: Path, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.device = torch.device(device)
-        self.tokenizer, model = _load_transformer(config, folder)
+        self.tokenizer, model = (_load_minilm if config.encoder == "minilm" else _load_clip)(config, folder)
         self.model = model.to(self.device)
 
     def to(self, device: torch.device | str) -> TransformersTextEncoder:
@@ -159,13 +164,60 @@ class TransformersTextEncoder:
 
     @torch.no_grad()
     def _encode_batch(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        batch = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.config.max_tokens, return_attention_mask=True, return_tensors="pt"
-        ).to(self.device)
+        batch = self.tokenizer.encode_batch(texts)
+        ids = torch.tensor([row.ids for row in batch], device=self.device)
+        mask = torch.tensor([row.attention_mask for row in batch], device=self.device)
         with torch.autocast(self.device.type, enabled=False):  # the same states inside and outside of training
-            states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        mask = batch["attention_mask"].bool()
-        return states.float() * mask[..., None], mask
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states.float() * mask.bool()[..., None], mask.bool()
+
+
+class States(NamedTuple):
+    """[B, L, D], named as the models of transformers name them."""
+
+    last_hidden_state: Tensor
+
+
+class MiniLM(nn.Module):
+    """BERT's encoder (Devlin et al. 2018, 1810.04805) of the sizes in `shape`, the folder's config.json: after every sum a norm.
+
+    Written out, because importing the models of transformers costs a process some 100 MB and seconds before a weight is read.
+    """
+
+    def __init__(self, shape: dict[str, Any]) -> None:
+        super().__init__()
+        dim, eps = shape["hidden_size"], shape["layer_norm_eps"]
+        # Tables without first values: drawing those without memory ("meta") would import torch's compiler, another 70 MB.
+        self.words, self.positions, self.segments = (
+            nn.Embedding.from_pretrained(torch.empty(shape[rows], dim)) for rows in ("vocab_size", "max_position_embeddings", "type_vocab_size")
+        )
+        self.norm = nn.LayerNorm(dim, eps)
+        self.layers = nn.ModuleList(
+            _BertLayer(dim, shape["intermediate_size"], shape["num_attention_heads"], eps) for _ in range(shape["num_hidden_layers"])
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> States:
+        """Ids and mask [B, L], 1 = real token."""
+        states = self.norm(self.words(input_ids) + self.segments.weight[0] + self.positions.weight[: input_ids.shape[1]])
+        seen = attention_mask[:, None, None].bool()
+        for layer in self.layers:
+            states = layer(states, seen)
+        return States(states)
+
+
+class _BertLayer(nn.Module):
+    def __init__(self, dim: int, inner: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        self.wide, self.narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        self.norm_attention, self.norm_feed = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
+
+    def forward(self, states: Tensor, seen: Tensor) -> Tensor:
+        query, key, value = (part(states).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2).flatten(2)
+        states = self.norm_attention(self.out(mixed) + states)
+        return self.norm_feed(self.narrow(F.gelu(self.wide(states))) + states)
 
 
 # --- finding and loading weights -----------------------------------------------------------------------------------
@@ -222,28 +274,82 @@ def _download(hub_id: str, how_to_get: str) -> Path:
         raise TextError(how_to_get) from error
 
 
-def _load_transformer(config: TextConfig, folder: Path) -> tuple[Any, Any]:
-    """Tokenizer and frozen float32 model; no code from the folder, no pickle, and no weight left at random."""
+# BERT's configuration where a file leaves something out, and the names of its parts in the file.
+_BERT = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu",
+         "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0}
+_BERT_NAMES = {
+    "words": "embeddings.word_embeddings", "positions": "embeddings.position_embeddings", "segments": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm", "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
+    "out": "attention.output.dense", "norm_attention": "attention.output.LayerNorm", "wide": "intermediate.dense", "narrow": "output.dense",
+    "norm_feed": "output.LayerNorm",
+}
+
+
+def _load_minilm(config: TextConfig, folder: Path) -> tuple[Any, nn.Module]:
+    """Tokenizer and frozen float32 model. The weights are the mapped file: of the word table only the rows in use take memory."""
+    with _usable(config, folder):
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+
+        shape = _BERT | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if (shape["model_type"], shape["hidden_act"]) != ("bert", "gelu") or shape["hidden_size"] % shape["num_attention_heads"]:
+            raise ValueError("another architecture")
+        tokenizer, stored = Tokenizer.from_file(str(folder / "tokenizer.json")), load_file(folder / "model.safetensors")
+        with torch.device("meta"):
+            model = MiniLM(shape)
+        names = {name: _bert_name(name) for name in model.state_dict()}
+        _check_fit(config, folder, names.values() - stored.keys(), shape["hidden_size"], shape["max_position_embeddings"])
+        model.load_state_dict({name: stored[file_name] for name, file_name in names.items()}, assign=True)
+        _cut_and_pad(tokenizer, config.max_tokens, shape["pad_token_id"], tokenizer.id_to_token(shape["pad_token_id"]))
+    return tokenizer, model.float().eval().requires_grad_(False)
+
+
+def _bert_name(name: str) -> str:
+    """`layers.0.query.bias` -> `encoder.layer.0.attention.self.query.bias`."""
+    *layer, part, leaf = name.split(".")
+    return ".".join([*(["encoder", "layer", layer[1]] if layer else []), _BERT_NAMES[part], leaf])
+
+
+def _load_clip(config: TextConfig, folder: Path) -> tuple[Any, Any]:
+    """Tokenizer and frozen float32 text tower; no code from the folder, no pickle, and no weight left at random."""
     try:
         import transformers
     except ImportError as error:
         raise TextError(f"the text encoder {config.encoder} needs the package transformers; run: pip install transformers.") from error
-    kind = transformers.CLIPTextModel if config.encoder == "clip-l" else transformers.AutoModel
-    try:
-        with _quiet(transformers.utils.logging):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model, report = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                                                 output_loading_info=True)
-    except Exception as error:  # the library raises OSError, ValueError, KeyError, ... for a folder it cannot use
-        raise TextError(f"{folder} does not hold a usable {config.encoder} text encoder ({type(error).__name__}).") from error
-    if report["missing_keys"]:
-        raise TextError(f"{folder} lacks the weights {min(report['missing_keys'])} of {config.encoder}.")
-    width, length = model.config.hidden_size, model.config.max_position_embeddings
+    with _usable(config, folder), _quiet(transformers.utils.logging):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model, report = transformers.CLIPTextModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                                                                   output_loading_info=True)
+        _check_fit(config, folder, report["missing_keys"], model.config.hidden_size, model.config.max_position_embeddings)
+        _cut_and_pad(tokenizer.backend_tokenizer, config.max_tokens, tokenizer.pad_token_id, tokenizer.pad_token)
+    return tokenizer.backend_tokenizer, model.float().eval().requires_grad_(False)
+
+
+def _check_fit(config: TextConfig, folder: Path, missing: Collection[str], width: int, length: int) -> None:
+    """Raise TextError for an encoder without some weights, of another width, or for fewer tokens."""
+    if missing:
+        raise TextError(f"{folder} lacks the weights {min(missing)} of {config.encoder}.")
     if width != config.dim:
         raise TextError(f"the text encoder in {folder} is {width} wide; the configuration says {config.dim}.")
     if config.max_tokens > length:
         raise TextError(f"the text encoder in {folder} takes {length} tokens; max_tokens is {config.max_tokens}.")
-    return tokenizer, model.float().eval().requires_grad_(False)
+
+
+def _cut_and_pad(tokenizer: Any, length: int, pad_id: int, pad_token: str) -> None:
+    """From now on it gives `length` tokens a text."""
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
+
+
+@contextlib.contextmanager
+def _usable(config: TextConfig, folder: Path) -> Iterator[None]:
+    """Whatever goes wrong in a folder as TextError: libraries raise OSError, ValueError, KeyError, ... for one they cannot use."""
+    try:
+        yield
+    except TextError:
+        raise
+    except Exception as error:
+        raise TextError(f"{folder} does not hold a usable {config.encoder} text encoder ({type(error).__name__}).") from error
 
 
 @contextlib.contextmanager

@@ -247,7 +247,8 @@ def test_foreign_errors_become_a_general_sentence() -> None:
         raise error
 
     for error, expected in ((RuntimeError("/secret/path"), GENERIC_ERROR), (OSError(2, "No such file", "/etc/x"), GENERIC_ERROR),
-                            (RequestError("seed is '<b>'; use a number."), "seed is '‹b›'; use a number.")):
+                            (RequestError("seed is '<b>'; use a number."), "seed is '‹b›'; use a number."),
+                            (RequestError("there is no\nfolder a\ud800b."), "there is no folder ab.")):
         with pytest.raises(app.gr.Error) as told:
             list(sentences(event)(error))
         assert told.value.message == expected

@@ -175,7 +175,7 @@ def test_an_endpoint_reads_no_file_but_an_upload(tmp_path: Path, monkeypatch: py
     for path in (inside, outside):
         path.write_bytes(b"x")
     assert uploaded({"path": str(inside)}) == inside
-    for file in ({"path": str(outside)}, {"path": f"{inside.parent}/../b.png"}, {"path": "/etc/passwd"}, {"path": None}, {}, None, 5, {"path": "a\0b"}):
+    for file in ({"path": str(outside)}, {"path": f"{inside.parent}/../b.png"}, {"path": "/etc/passwd"}, {"path": None}, {}, None, 5, {"path": "a\0b"}, {"path": "\ud800"}, "\ud800"):
         with pytest.raises(RequestError, match="upload it"):
             uploaded(file)
 

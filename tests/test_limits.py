@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import json
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -101,6 +103,30 @@ def test_a_server_with_limits_refuses_with_a_sentence_and_serves_the_others(tmp_
         assert httpx.get(page.local_url, headers=mine).status_code == 200
     finally:
         page.close()
+
+
+@pytest.mark.parametrize(("body", "passes"), [
+    (rb'{"data": ["red \ud83c\udf4e", 1]}', True), ('{"data": ["تفاحة 🍎"]}'.encode(), True), (b"no JSON", True),
+    (rb'{"data": ["\ud800"]}', False), (rb'{"data": [{"deep": ["a", "b\udfffc"]}]}', False), (rb'{"data": [{"\ud83c": 1}]}', False),
+    (rb'{"data": "\ud800"}', False), (rb'{"data": [], "session_hash": "\ud800"}', False), (b'["\xed\xa0\x80"]', False),
+])
+def test_text_that_cannot_be_written_is_refused_wherever_it_stands(body: bytes, passes: bool) -> None:
+    reached, sent = [], []
+
+    async def inside(_: dict, receive: Callable, __: Callable) -> None:
+        reached.append((await receive())["body"])
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    asked = {**scope("1.1.1.1"), "method": "POST", "path": "/gradio_api/cancel", "headers": [(b"content-length", b"%d" % len(body))]}
+    asyncio.run(VisitorLimits(inside, RateLimit())(asked, receive, send))
+    assert reached == ([body] if passes else [])
+    if not passes:
+        assert sent[0]["status"] == 400 and json.loads(sent[1]["body"])["detail"] == "Text must be of whole characters; half of a surrogate pair is none."
 
 
 def test_a_stop_is_never_counted() -> None:

