@@ -25,7 +25,7 @@ from iris.evaluation.depth import (
     measure_depth,
 )
 from iris.evaluation.metrics import share
-from iris.evaluation.quality import scene_specs
+from iris.evaluation.quality import QualityError, scene_specs
 from iris.pipeline import IRISPipeline, SamplingDefaults
 from reports.release import model_card
 
@@ -59,6 +59,11 @@ def test_an_exam_finds_what_a_model_needs_and_counts_what_it_spends() -> None:
     assert cheapest_equal(by_depth).setting == Setting(3, 4)
     automatic = exam.take(Setting(3, "auto"))
     assert automatic.iterations == {"one": 4.0, "relation": 6.0} and automatic.passes == 2 * 3 * 5 and automatic.spread == 2 * 3
+
+
+def test_an_exam_without_scenes_or_samples_is_refused() -> None:
+    with pytest.raises(QualityError, match="give a number of samples"):
+        DepthExam(NeedsFour(1), count=4, data="emoji:fluent-3d")
 
 
 def test_equal_quality_is_within_the_interval_of_the_best() -> None:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from iris.data import ImageDataset, caption_scene, load_dataset_by_name
 from iris.evaluation.metrics import Estimate, kernel_distance
-from iris.evaluation.quality import Features, features_by_name, scene_specs, score_scenes, to_tensor
+from iris.evaluation.quality import Features, QualityError, features_by_name, scene_specs, score_scenes, to_tensor
 from iris.pipeline import IRISPipeline
 
 EXAM_KINDS = ("one", "relation")  # what is drawn right soonest, and what needs two objects to agree
@@ -79,6 +79,9 @@ class DepthExam:
         if samples:
             held_out = load_dataset_by_name(source, pipe.image_size, "held_out")
             self.captions, self.real = self._real(held_out, min(samples, len(held_out)))
+
+        if not self.specs and not self.captions:
+            raise QualityError(f"there is nothing to judge pictures of {source} by; give a number of samples for the kernel distance.")
 
     def _real(self, dataset: ImageDataset, number: int) -> tuple[list[str], torch.Tensor]:
         items = [dataset[int(index)] for index in np.random.default_rng(self.seed).permutation(len(dataset))[:number]]

@@ -109,8 +109,27 @@ def depth_figures(longer: Overthinking, starts: PathIndependence, spent: Sequenc
     }
 
 
+def depth_reading(found: Mapping[str, float], bought: Mapping[str, Any], trained: int, deepest: int) -> list[str]:
+    """What notebook 12 says in the end, from `depth_figures` and `depth.measure_depth` ({} where that was left out)."""
+    sentences = [
+        f"The error is least at {found['best_depth']} iterations (trained at {trained} on average); at {deepest} it is {found['error_ratio']:.3f} times that.",
+        f"After {2 * deepest} iterations runs from different starts differ by {found['start_distance']:.1e} of the velocity.",
+        f"Automatic depth used {found['mean_spent']:.1f} iterations a step, between {found['least_spent']} and {found['most_spent']}.",
+    ]
+    if bought:
+        gained = gained_by_iterations(bought)
+        sentences += [
+            f"Relations right at 8 iterations minus at 2: {gained['relation_gain_points']:.0f} points. Efforts: {bought['frontier']}.",
+            f"Automatic depth (threshold {bought['automatic']['threshold']:g}) spends {gained['auto_share_percent']:.0f} % of the cheapest fixed depth of equal "
+            f"quality, the carried state saves {gained['carried_saves_percent']:.0f} %.",
+        ]
+    return sentences
+
+
 def gained_by_iterations(bought: Mapping[str, Any]) -> dict[str, float]:
     """From `depth.measure_depth`: what 8 iterations draw right more than 2 do, and what automatic depth and the carried state cost."""
+    if not bought:
+        return {}
     right = {row["num_iterations"]: row["right"]["relation"]["value"] for row in bought["by_iterations"] if "right" in row}
     automatic = bought["automatic"]
     return {"relation_gain_points": 100 * (right[8] - right[2]), "auto_share_percent": 100 * automatic["share_of_fixed"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,17 @@ def close_run(run: Run, notebook: str, reading: Sequence[str], **figures: Any) -
     run.write_summary({**run.summary(), **figures, "reading": list(reading), "machine": machine(), "notebook": notebook})
     run.close()
     print("\n".join(reading))
+
+
+def retrieval_reading(found: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, float]]:
+    """`quality.art_retrieval` in sentences, and the first five in per cent by split; "of_ceiling" is that of held-out pairs over what real art reaches."""
+    sentences = [f"Found among real art, {split.replace('_', ' ')}: {result['top_5'].value:.0%} in the first five, {result['top_1'].value:.0%} first."
+                 for split, result in found.items()]
+    percent = {split: 100 * result["top_5"].value for split, result in found.items()}
+    pairs = found.get("held_out_pairs")
+    if pairs and pairs["ceiling_top_5"].value > 0:
+        percent["of_ceiling"] = 100 * pairs["top_5"].value / pairs["ceiling_top_5"].value
+    return sentences, percent
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
