@@ -121,6 +121,8 @@ def screenshot(page: Page, name: str, tmp_path: Path) -> None:
 
 
 def loaded_width(page: Page, selector: str) -> int:
-    return page.evaluate("s => { const i = document.querySelector(s); return i && i.complete ? i.naturalWidth : 0; }", selector)
+    """The width of a picture, once the browser has fetched it."""
+    loaded = "s => { const i = document.querySelector(s); return i && i.complete && i.naturalWidth; }"
+    return page.wait_for_function(loaded, arg=selector, timeout=PATIENCE).json_value()
 
 

@@ -206,7 +206,8 @@ def test_junk_at_every_endpoint_is_answered_and_tells_nothing(server: Server, so
     one()
     assert told["complete"] > 0 and server.draw("still alive", *QUICK)["prompt"] == "still alive"
     errors = set(re.findall(r"^(\w+(?:\.\w+)*(?:Error|Exception)\b.*)$", server.log.read_text(), re.MULTILINE))
-    foreseen = "didn't receive enough input values|InvalidPathError: Cannot move"  # what gradio itself refuses
+    # What gradio itself refuses; and its own bookkeeping, when a call's stream ends in the moment that the call is put away: the answer is out by then.
+    foreseen = "didn't receive enough input values|InvalidPathError: Cannot move|^KeyError: '[0-9a-f]{32}'$"
     assert not [error for error in errors if not re.search(foreseen, error)], errors
     record_property("tries", told["calls"])
     record_property("figure", f"{len(known)} endpoints, {told['calls']} calls: {told['complete']} drawn, {told['calls'] - told['complete']} refused, "
