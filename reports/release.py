@@ -162,17 +162,21 @@ Not picked: {"captions of the first 64 training pictures, which are shuffled" if
 - text encoder, not included: {pipe.config.text.encoder}, {pipe.config.text.max_tokens} tokens
 
 ## Data and licences
+The generator saw:
 {chr(10).join(f"- {line}" for line in data_lines(training["data"]))}
+
+The autoencoder saw:
+{chr(10).join(f"- {line}" for line in data_lines(training["autoencoder_data"]))}
 
 Text states come from all-MiniLM-L6-v2 (Apache-2.0); the autoencoder's perceptual loss used EfficientNet-lite0 (Apache-2.0).
 
 ## Recipe and cost
-{sum(part["images_seen"] for part in trainings):,} pictures seen in {sum(part["minutes"] for part in trainings):.0f} minutes, each training from the averaged weights of the one before:
+{sum(part["images_seen"] for part in trainings):,} pictures seen in {sum(part["minutes"] for part in trainings):.0f} minutes{", each training from the averaged weights of the one before" if len(trainings) > 1 else ""}:
 
 {recipes}
 
 ## Measured
-On held-out data, by `python -m iris.evaluation quality RUN --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
+On held-out data (`retrieval_train`: on captions of the training), by `python -m iris.evaluation quality RUN --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
 they were rounded to half precision.
 
 {measured}
@@ -196,6 +200,7 @@ def release(
     num_steps: Annotated[int | None, typer.Option(help="default solver steps; the run's own by default")] = None,
     num_iterations: Annotated[int | None, typer.Option(help="default core iterations; the run's own by default")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="default guidance; the run's own by default")] = None,
+    autoencoder_data: Annotated[str, typer.Option(help="what the autoencoder was trained on, for a run that does not tell")] = "",
 ) -> None:
     """Write the released model, its card and its sample sheet."""
     pipe = IRISPipeline.from_pretrained(run)
@@ -203,8 +208,10 @@ def release(
     chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale,
               "exit_threshold": thinking.get("automatic", {}).get("threshold")}
     pipe.defaults = replace(pipe.defaults, **{key: value for key, value in chosen.items() if value is not None})
-    source = pipe.metadata["training"]["data"]
-    data_lines(source)  # refuse before anything is written
+    training = pipe.metadata["training"]
+    source, training["autoencoder_data"] = training["data"], autoencoder_data or training.get("autoencoder_data", "")
+    for part in (source, training["autoencoder_data"]):
+        data_lines(part)  # refuse before anything is written
     if thinking:
         pipe.metadata["frontier"] = thinking["frontier"]
     pipe.save_pretrained(folder)

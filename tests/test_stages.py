@@ -62,6 +62,7 @@ def test_every_stage_leaves_a_model_figures_and_a_summary(results: dict[int, Sta
 def test_a_model_tells_every_training_its_generator_went_through(results: dict[int, StageResult]) -> None:
     told = {stage: read_checkpoint(result.pipeline_path).metadata["training"] for stage, result in results.items()}
     assert [part["stage"] for part in told[5]["before"]] == [2, 3, 4] and told[1]["before"] == told[2]["before"] == []
+    assert {told[stage]["autoencoder_data"] for stage in (2, 3, 4, 5)} == {told[1]["data"]}
     assert [{**told[stage], "before": []} for stage in (2, 3, 4)] == [{**part, "before": []} for part in told[5]["before"]]
 
 

@@ -121,7 +121,7 @@ def _train_flow(stage: int, config: IRISConfig, train_data: ImageDataset, held_o
     loss = RectifiedFlowLoss(**loss_options)
     result = _fit_latents(generator, loss, data, train, run, on_log)
     modules = {"autoencoder": autoencoder, "generator": result.module.float()}
-    return _finish(stage, run, config, train, result, {}, train_data, modules, before=_trainings(init))
+    return _finish(stage, run, config, train, result, {}, train_data, modules, init=init)
 
 
 def _encode_both(config: IRISConfig, autoencoder: WaveletVAE, train_data: ImageDataset, held_out_data: ImageDataset, captions: Captions,
@@ -159,7 +159,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     student = result.module.float()
     summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher, data[1], guidance_scale)}
     defaults = SamplingDefaults(num_steps=4, num_iterations=config.generator.mean_iterations, guidance_scale=1.0, sampler="consistency")
-    return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, _trainings(init))
+    return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, init)
 
 
 @torch.no_grad()
@@ -218,14 +218,17 @@ def load_models(folder: str | Path, config: IRISConfig, seed: int, trained: bool
     return autoencoder.eval().requires_grad_(False), generator
 
 
-def _trainings(folder: str | Path) -> list[dict[str, Any]]:
-    """What the generator in a model folder has been through, the first training first; empty after stage 1, which makes none."""
-    told = read_checkpoint(resolve_folder(folder), []).metadata.get("training", {"stage": 1})
-    return [*told.get("before", []), {key: value for key, value in told.items() if key != "before"}] if told["stage"] > 1 else []
+def _lineage(folder: str | Path | None) -> dict[str, Any]:
+    """What went into the model in a folder: `before`, its generator's trainings, the first one first, and what its autoencoder saw."""
+    told = {} if folder is None else read_checkpoint(resolve_folder(folder), []).metadata.get("training", {})
+    if told.get("stage", 1) == 1:  # made no generator
+        return {"before": [], "autoencoder_data": told.get("data", "")}
+    own = {key: value for key, value in told.items() if key != "before"}
+    return {"before": [*told.get("before", []), own], "autoencoder_data": told.get("autoencoder_data", "")}
 
 
 def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result: FitResult, summary: dict[str, Any], data: ImageDataset,
-            modules: dict[str, torch.nn.Module], defaults: SamplingDefaults | None = None, before: list[dict[str, Any]] | None = None) -> StageResult:
+            modules: dict[str, torch.nn.Module], defaults: SamplingDefaults | None = None, init: str | Path | None = None) -> StageResult:
     """Write RUN/pipeline and RUN/summary.json (the first process does)."""
     rows = run.metrics()
     held_out = [row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None]
@@ -235,6 +238,6 @@ def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result
     summary = {**training, **summary, "held_out_loss": held_out[-1] if held_out else None, "skipped": dict(data.skipped)}
     if join_processes().is_main_process:
         write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
-                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), "before": before or []}})
+                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), **_lineage(init)}})
         run.write_summary(summary)
     return StageResult(run.pipeline_path, summary)
