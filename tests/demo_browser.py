@@ -83,8 +83,13 @@ class Visit:
     def write(self, elem_id: str, text: str) -> None:
         """Type into a textbox or a number."""
         field = self.page.locator(f"#{elem_id}").locator("textarea, input[type=text], input[type=number], input:not([type])").first
-        field.fill(text)
-        field.press("Tab")
+        for _ in range(5):  # a page that is still opening may put its own value back
+            field.fill(text)
+            field.press("Tab")
+            self.page.wait_for_timeout(200)
+            if field.input_value() == text:
+                return
+        raise AssertionError(f"#{elem_id} does not keep {text!r}; it shows {field.input_value()!r}")
 
     def faults(self) -> list[str]:
         """What axe calls critical or serious, with the first place of each; Gradio's own pop-up messages left out."""

@@ -48,8 +48,7 @@ def test_from_a_prompt_to_its_inside(visit, size: tuple[int, int], scheme: str, 
 
 def start_a_long_drawing(visitor: Visit) -> None:
     visitor.page.get_by_role("button", name="Advanced").first.click()
-    visitor.page.locator("#steps input[type=number]").fill("32")
-    visitor.page.locator("#steps input[type=number]").press("Tab")
+    visitor.write("steps", "32")
     visitor.prompt.fill("a long drawing")
     visitor.page.get_by_role("button", name="Generate").click()
     expect(visitor.status).to_contain_text("of 32", timeout=PATIENCE)
@@ -81,8 +80,7 @@ def test_stop_frees_the_model_and_the_page_goes_on(visit, server: Server) -> Non
     assert server.pipeline.steps_begun == at_rest
     expect(visitor.status).to_contain_text("Stopped")
 
-    page.locator("#steps input[type=number]").fill("2")
-    page.locator("#steps input[type=number]").press("Tab")
+    visitor.write("steps", "2")
     visitor.prompt.press("Enter")
     expect(visitor.status).to_contain_text("Done in 2 steps", timeout=PATIENCE)
     assert visitor.errors == []

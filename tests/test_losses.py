@@ -237,16 +237,19 @@ def test_an_exit_learns_what_the_full_depth_says() -> None:
 
 
 def test_depth_becomes_free_at_its_step() -> None:
-    """Before it neither exits nor warm starts are drawn, and the truth is never asked of fewer iterations than the mean."""
+    """Before it neither exits nor warm starts are drawn. From zeros the truth is never asked of fewer iterations than the mean, from a warm state of half as many."""
     loss = RectifiedFlowLoss(exit_weight=0.5, warm_start=0.5, free_from=100)
     loss.at_step(99)
     before = [loss.draw(Field(None), batch(), rng_for(step)) for step in range(64)]
     loss.at_step(100)
     after = [loss.draw(Field(None), batch(), rng_for(step)) for step in range(64)]
     assert all(draw.exit == 0 and draw.warm_from is None for draw in before)
-    assert all(draw.exit > 0 for draw in after) and any(draw.warm_from is not None for draw in after)
-    depths = [draw.depth for draw in before + after]
-    assert min(depths) == CONFIG.mean_iterations and max(depths) > CONFIG.mean_iterations
+    assert all(draw.exit > 0 for draw in after if draw.depth > 1) and any(draw.warm_from is not None for draw in after)
+    cold = [draw.depth for draw in before + after if draw.warm_from is None]
+    warm = [draw for draw in after if draw.warm_from is not None]
+    assert min(cold) == CONFIG.mean_iterations and max(cold) > CONFIG.mean_iterations
+    assert {draw.depth for draw in warm} == set(range(1, CONFIG.mean_iterations // 2 + 1))
+    assert all(draw.warm_depth >= CONFIG.mean_iterations for draw in warm)
 
 
 def test_the_exits_teacher_is_stopped() -> None:
@@ -268,7 +271,7 @@ def test_a_warm_step_starts_from_the_state_at_the_noisier_time() -> None:
     assert (draw.warm_from > draw.t).all() and (draw.warm_from <= 1).all() and (draw.warm_from - draw.t <= 0.4 + 1e-6).all()
     z = interpolate(draw.latents, draw.noise, draw.warm_from).z_t
     context = generator.condition(draw.tokens, draw.mask, draw.drop)
-    *_, before = generator.iterate(generator.embed(z, draw.warm_from), context, draw.depth)
+    *_, before = generator.iterate(generator.embed(z, draw.warm_from), context, draw.warm_depth)
     path = interpolate(draw.latents, draw.noise, draw.t)
     velocity = generator(path.z_t, draw.t, draw.tokens, draw.depth, draw.mask, draw.drop, state=before.tokens.detach())
     torch.testing.assert_close(loss(generator, draw).loss, (velocity - path.velocity).square().mean(), atol=1e-12, rtol=0)

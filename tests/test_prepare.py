@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from iris import install
@@ -47,6 +48,8 @@ from iris.nn.generator import Generator
 from iris.pipeline import IRISPipeline, SamplingDefaults
 from iris.runs import Run, RunError, read_summary
 from iris.text import load_text_encoder
+from iris.training.__main__ import Stage
+from iris.training.__main__ import main as train_stage
 from iris.training.loop import TrainConfig
 from iris.training.prepare import (
     configure,
@@ -117,6 +120,22 @@ def test_configure_changes_the_size_and_nothing_else():
     assert configure("nano") == preset("nano") and configure("nano", 32) == preset("nano")
     with pytest.raises(ConfigError):
         configure("nano", 30)
+
+
+def test_a_field_of_a_preset_is_changed_by_its_name() -> None:
+    changed = configure("nano", 0, ["generator.mixer=attention", "generator.core_layers=3"])
+    assert changed == preset("nano", generator__mixer="attention", generator__core_layers=3)
+    for wrong in ("mixer=attention", "generator.mixer", "generator.=1", "text.colour=red", "generator.dim=wide", "other.dim=3"):
+        with pytest.raises(ConfigError):
+            configure("nano", 0, [wrong])
+
+
+def test_a_stage_refuses_an_option_of_the_loss_that_it_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="autoencoder has no exit weight"):
+        train_stage(Stage.autoencoder, tmp_path, exit_weight=0.0)
+    with pytest.raises(typer.BadParameter, match="distill has no warm start"):
+        train_stage(Stage.distill, tmp_path, init="somewhere", warm_start=0.5)
+
 
 
 @pytest.mark.parametrize("steps", [1, 7, 400, 100_000])

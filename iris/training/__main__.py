@@ -34,6 +34,9 @@ class Stage(str, Enum):
 RECIPES = {Stage.autoencoder: stages.train_autoencoder, Stage.class_conditional: stages.train_class_conditional,
            Stage.text_to_image: stages.train_text_to_image, Stage.aesthetic: stages.train_aesthetic, Stage.distill: stages.distill}
 
+LOSS_OPTIONS = {Stage.autoencoder: set(), Stage.class_conditional: {"exit_weight", "warm_start"}, Stage.text_to_image: {"exit_weight", "warm_start"},
+                Stage.aesthetic: {"exit_weight", "warm_start"}, Stage.distill: {"exit_weight", "guidance_scale"}}
+
 
 class _Follower(Run):
     """The run folder as the processes beside the first one see it: they read, and write nothing."""
@@ -46,6 +49,15 @@ class _Follower(Run):
 
     def write_summary(self, summary) -> Path:
         return self.path / "summary.json"
+
+
+def _loss_options(stage: Stage, **said: float | None) -> dict[str, float]:
+    """What was said of the loss; BadParameter where the stage knows no such thing."""
+    options = {name: value for name, value in said.items() if value is not None}
+    unknown = sorted(options.keys() - LOSS_OPTIONS[stage])
+    if unknown:
+        raise typer.BadParameter(f"stage {stage.value} has no {' and no '.join(name.replace('_', ' ') for name in unknown)}.")
+    return options
 
 
 def main(
@@ -63,16 +75,21 @@ def main(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
     optimizer: Annotated[str, typer.Option(help="muon (AdamW for what is no matrix) or adamw")] = "muon",
     seed: int = 0,
+    set_: Annotated[list[str], typer.Option("--set", metavar="PART.FIELD=VALUE", help="change a field of the preset, such as generator.mixer=attention; repeatable")] = [],  # noqa: B006
+    exit_weight: Annotated[float | None, typer.Option(help="weight of the answer at a random earlier iteration; the stage's own when left out, 0 = none")] = None,
+    warm_start: Annotated[float | None, typer.Option(help="share of the steps that start from the state of a noisier time; likewise")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="distill: the teacher's guidance, which goes into the student")] = None,
 ) -> None:
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
     if stage is not Stage.autoencoder and not init:
         raise typer.BadParameter(f"stage {stage.value} needs --init, the folder of an earlier stage.")
-    config = configure(preset)
+    loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, guidance_scale=guidance_scale)
+    config = configure(preset, changes=set_)
     pictures, held_out = load_pictures(data, config, limit)
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer)
-    options = {"init": init} if init else {}
+    options = ({"init": init} if init else {}) | loss_options
     first = join_processes().is_main_process
-    folder = open_run(run, config, train, data, mirror=mirror) if first else _Follower(run)
+    folder = open_run(run, config, train, data, mirror=mirror, loss_options=loss_options) if first else _Follower(run)
     with contextlib.closing(folder):
         result = RECIPES[stage](config, pictures, held_out, train, folder, **options)
     if first:

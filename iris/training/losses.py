@@ -115,7 +115,7 @@ class FlowDraw:
     """Everything a flow step needs: data, text, noise [B, C, h, w], t [B], `drop` [B] and the core's depth.
 
     `exit` is the earlier iteration that is read out too (0: none), `warm_from` [B] the noisier time whose state the core
-    starts from (None: from zeros, as a picture's first step does).
+    starts from, after `warm_depth` iterations there (None: from zeros, as a picture's first step does).
     """
 
     latents: Tensor
@@ -127,6 +127,7 @@ class FlowDraw:
     depth: int
     exit: int = 0
     warm_from: Tensor | None = None
+    warm_depth: int = 0
 
 
 class RectifiedFlowLoss:
@@ -140,7 +141,8 @@ class RectifiedFlowLoss:
     - with `exit_weight` > 0 a random earlier iteration is read out too, and learns the full depth's own stopped answer
       (intra-loop self-distillation, ELT, 2604.09168);
     - a share `warm_start` of the steps begins with the state that the core reached at a noisier time of the same path, as
-      sampling with a carried state does (FPDM, 2401.08741).
+      sampling with a carried state does (FPDM, 2401.08741), and is given half of the mean depth or less to bring it up to date:
+      a core that has thought about the noisier picture need not begin anew, and one that starts from zeros is not asked to hurry.
     """
 
     WARM_REACH = (0.03, 0.4)  # how much noisier the neighbouring time is
@@ -167,13 +169,14 @@ class RectifiedFlowLoss:
         drop = torch.rand(count, generator=rng) < self.caption_dropout
         mean = module.config.mean_iterations
         depth = max(mean, sample_depth(rng, mean)) if self.random_depth else mean
-        exit, warm_from = 0, None
-        if self.depth_is_free and self.exit_weight > 0 and depth > 1:
-            exit = int(torch.randint(1, depth, (), generator=rng))
+        exit, warm_from, warm_depth = 0, None, 0
         if self.depth_is_free and self.warm_start > 0 and float(torch.rand((), generator=rng)) < self.warm_start:
             low, high = self.WARM_REACH
             warm_from = (t + low + (high - low) * torch.rand(count, generator=rng)).clamp_max(1.0)
-        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, depth, exit, warm_from)
+            warm_depth, depth = depth, int(torch.randint(1, max(2, mean // 2 + 1), (), generator=rng))
+        if self.depth_is_free and self.exit_weight > 0 and depth > 1:
+            exit = int(torch.randint(1, depth, (), generator=rng))
+        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, depth, exit, warm_from, warm_depth)
 
     def __call__(self, module: nn.Module, draw: FlowDraw) -> LossOutput:
         path = interpolate(draw.latents, draw.noise, draw.t)
@@ -190,11 +193,11 @@ class RectifiedFlowLoss:
 
     @torch.no_grad()
     def _start(self, module: nn.Module, draw: FlowDraw, context: TextContext) -> Tensor | None:
-        """The core's initial state: zeros (None); in a warm step what the core makes of them at the noisier time, in as many iterations."""
+        """The core's initial state: zeros (None); in a warm step what the core makes of them at the noisier time, in `warm_depth` iterations."""
         if draw.warm_from is None:
             return None
         embedded = module.embed(interpolate(draw.latents, draw.noise, draw.warm_from).z_t, draw.warm_from)
-        for current in module.iterate(embedded, context, draw.depth):
+        for current in module.iterate(embedded, context, draw.warm_depth):
             state = current.tokens
         return state
 

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iris.checkpoint import CheckpointError, read_checkpoint, resolve_folder
-from iris.config import IRISConfig, preset
+from iris.config import ConfigError, IRISConfig, preset
 from iris.data import ImageDataset, load_dataset_by_name
 from iris.runs import Run
 from iris.training.loop import OnLog, TrainConfig
 from iris.training.stages import train_autoencoder
 
 
-def configure(name: str, image_size: int = 0) -> IRISConfig:
-    """The preset called `name`, for pictures of `image_size` pixels (0: the preset's own). Raises ConfigError when they do not fit."""
-    config = preset(name)
-    if not image_size:
-        return config
-    return preset(name, autoencoder__image_size=image_size, generator__latent_size=image_size // config.autoencoder.downsample)
+def configure(name: str, image_size: int = 0, changes: Collection[str] = ()) -> IRISConfig:
+    """The preset called `name`, for pictures of `image_size` pixels (0: the preset's own), with `changes` such as "generator.mixer=attention".
+
+    Raises ConfigError when they do not fit.
+    """
+    overrides = dict(map(_read_change, changes))
+    if image_size:
+        overrides |= {"autoencoder__image_size": image_size, "generator__latent_size": image_size // preset(name).autoencoder.downsample}
+    return preset(name, **overrides)
+
+
+def _read_change(text: str) -> tuple[str, Any]:
+    """ "generator.core_stride=1" -> ("generator__core_stride", 1); what is no JSON value is a word."""
+    key, is_said, value = text.partition("=")
+    part, has_dot, name = key.partition(".")
+    if not (is_said and has_dot and name):
+        raise ConfigError(f"{text!r} changes nothing; write part.field=value, such as generator.mixer=attention.")
+    try:
+        return f"{part}__{name}", json.loads(value)
+    except ValueError:
+        return f"{part}__{name}", value
 
 
 def load_pictures(data: str, config: IRISConfig, limit: int = 0, held_out_limit: int = 500) -> tuple[ImageDataset, ImageDataset]:
@@ -39,13 +55,16 @@ def plan_training(train_steps: int, minutes: float, batch_size: int, learning_ra
                        eval_every=max(10, train_steps // 20))
 
 
-def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: str, start_over: bool = False, mirror: str | Path = "") -> Run:
+def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: str, start_over: bool = False, mirror: str | Path = "",
+             loss_options: dict[str, Any] | None = None) -> Run:
     """Open the run folder of a stage; the same recipe continues there, another one is refused unless `start_over`.
 
     mirror: a second folder to keep a copy in. Without one the environment variable IRIS_MIRROR (a mounted Drive, say) gives
     each run a folder of its own there, so that notebooks need no further parameter.
     """
     decides: dict[str, Any] = {"model": config.to_dict(), "data": data, "recipe": train.recipe()}
+    if loss_options:
+        decides["loss"] = loss_options
     return Run.open(folder, decides, resume=not start_over, mirror=mirror or _mirror_of(folder))
 
 

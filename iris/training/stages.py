@@ -121,7 +121,7 @@ def _train_flow(stage: int, config: IRISConfig, train_data: ImageDataset, held_o
     loss = RectifiedFlowLoss(**loss_options)
     result = _fit_latents(generator, loss, data, train, run, on_log)
     modules = {"autoencoder": autoencoder, "generator": result.module.float()}
-    return _finish(stage, run, config, train, result, {}, train_data, modules, init=init)
+    return _finish(stage, run, config, train, result, {}, train_data, modules, init=init, loss_options=loss_options)
 
 
 def _encode_both(config: IRISConfig, autoencoder: WaveletVAE, train_data: ImageDataset, held_out_data: ImageDataset, captions: Captions,
@@ -159,7 +159,8 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     student = result.module.float()
     summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher, data[1], guidance_scale)}
     defaults = SamplingDefaults(num_steps=4, num_iterations=config.generator.mean_iterations, guidance_scale=1.0, sampler="consistency")
-    return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, init)
+    return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, init,
+                   {"guidance_scale": guidance_scale, **loss_options})
 
 
 @torch.no_grad()
@@ -228,8 +229,9 @@ def _lineage(folder: str | Path | None) -> dict[str, Any]:
 
 
 def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result: FitResult, summary: dict[str, Any], data: ImageDataset,
-            modules: dict[str, torch.nn.Module], defaults: SamplingDefaults | None = None, init: str | Path | None = None) -> StageResult:
-    """Write RUN/pipeline and RUN/summary.json (the first process does)."""
+            modules: dict[str, torch.nn.Module], defaults: SamplingDefaults | None = None, init: str | Path | None = None,
+            loss_options: dict[str, Any] | None = None) -> StageResult:
+    """Write RUN/pipeline and RUN/summary.json (the first process does); the metadata tell the recipe and its `loss_options`."""
     rows = run.metrics()
     held_out = [row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None]
     defaults = defaults or SamplingDefaults(num_iterations=config.generator.mean_iterations)
@@ -238,6 +240,6 @@ def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result
     summary = {**training, **summary, "held_out_loss": held_out[-1] if held_out else None, "skipped": dict(data.skipped)}
     if join_processes().is_main_process:
         write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
-                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), **_lineage(init)}})
+                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), "loss": loss_options or {}, **_lineage(init)}})
         run.write_summary(summary)
     return StageResult(run.pipeline_path, summary)
