@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from PIL import Image
 
+from iris.config import IRISConfig, preset
 from iris.data import check_scene, load_dataset_by_name, parse_caption
 from iris.data.emoji import PACKS
 from iris.evaluation.figures import image_grid, save_figure
@@ -108,7 +109,7 @@ def _thinking(depth: dict[str, Any]) -> str:
         columns["kernel distance"] = lambda row: _interval(row["kid"])
     columns["core passes"] = lambda row: f"{row['passes']:.0f}"
     automatic, carried = depth["automatic"], depth["carried"]
-    rows = [*depth["by_iterations"], automatic["outcomes"][0]]
+    rows = [*depth["by_iterations"], automatic["outcome"]]
     table = "\n".join(f"| {row['setting']} | " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows)
     efforts = ", ".join(f"{name} {steps} x {iterations}" for name, (steps, iterations) in depth["frontier"].items())
     return f"""Steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}:
@@ -118,8 +119,15 @@ def _thinking(depth: dict[str, Any]) -> str:
 {table}
 
 Automatic depth stops at a relative change of {automatic['threshold']:g}; it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth of equal
-quality ({depth['cheapest_fixed']['setting']}), with a standard deviation of {automatic['outcomes'][0]['spread']:.1f} passes between pictures. A state carried from step to step saves {carried['saved']:.0%} over 8
-steps at equal quality. Efforts that the demo offers, from the matrix of steps and iterations: {efforts}."""
+quality ({depth['cheapest_fixed']['setting']}), with a standard deviation of {automatic["outcome"]["spread"]:.1f} passes between pictures. A state carried from step to step saves {carried['saved']:.0%} over 8
+steps at equal quality{" and is this model's default" if depth["carry_state"] else ""}. Efforts that the demo offers, from the matrix of steps and iterations: {efforts}."""
+
+
+def _changes(config: IRISConfig) -> str:
+    """ " with generator.core_stride=1" where the model is not quite its preset."""
+    model, named = config.to_dict(), preset(config.name).to_dict()
+    changed = [f"{part}.{name}={value}" for part in ("autoencoder", "generator", "text") for name, value in model[part].items() if value != named[part][name]]
+    return f" with {', '.join(changed)}" if changed else ""
 
 
 _KNOWN = {"scenes": "scenes of coloured shapes", "emoji": "emoji that it has seen, and little of those it has not"}
@@ -133,7 +141,7 @@ def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any], depth: di
     """The card's text, with the front matter that the Hub reads."""
     training, defaults = pipe.metadata["training"], pipe.defaults
     trainings = [*training.get("before", []), {key: value for key, value in training.items() if key != "before"}]
-    recipes = "\n".join(f"- {_told(part)}\n  Recipe: `{json.dumps(part['recipe'])}`" for part in trainings)
+    recipes = "\n".join(f"- {_told(part)}\n  Recipe: `{json.dumps(part['recipe'] | part.get('loss', {}))}`" for part in trainings)
     parts = {"generator": pipe.generator, "of that the shared core": pipe.generator.core, "autoencoder": pipe.autoencoder}
     rows = "\n".join(f"| {key} | {value} |" for key, value in _estimates(quality))
     measured = f"| figure | value (95 % interval) |\n|---|---|\n{rows}" if rows else "Not measured."
@@ -145,7 +153,7 @@ tags: [image-generation, rectified-flow, recurrent-depth, wavelet]
 
 # {name}
 
-An IRIS model of preset `{pipe.config.name}`: {pipe.image_size} px pictures from English prompts, drawn by a core whose weights are applied as often as you like.
+An IRIS model of preset `{pipe.config.name}`{_changes(pipe.config)}: {pipe.image_size} px pictures from English prompts, drawn by a core whose weights are applied as often as you like.
 
 ```python
 from iris import IRISPipeline
@@ -206,7 +214,7 @@ def release(
     pipe = IRISPipeline.from_pretrained(run)
     figures, thinking = (json.loads(file.read_text()) if file else {} for file in (quality, depth))
     chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale,
-              "exit_threshold": thinking.get("automatic", {}).get("threshold")}
+              "exit_threshold": thinking.get("automatic", {}).get("threshold"), "carry_state": thinking.get("carry_state")}
     pipe.defaults = replace(pipe.defaults, **{key: value for key, value in chosen.items() if value is not None})
     training = pipe.metadata["training"]
     source, training["autoencoder_data"] = training["data"], autoencoder_data or training.get("autoencoder_data", "")

@@ -209,6 +209,16 @@ def test_a_carried_state_is_where_the_next_call_starts(generator64: Generator, t
     assert not torch.allclose(second, fresh, atol=1e-6)
 
 
+@torch.no_grad()
+def test_a_carried_state_that_stands_needs_one_iteration(generator64: Generator, text) -> None:
+    """From nothing "auto" takes its minimum; the same call again, from where that ended, may stop at once."""
+    z, t = seeded(3, *SHAPE, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
+    velocity = GuidedVelocity(generator64, generator64.condition(*text), num_iterations="auto", threshold=100.0, carry_state=True)
+    for _ in range(2):
+        velocity(z, t)
+    assert [spent.tolist() for spent in velocity.spent] == [[2, 2, 2], [1, 1, 1]]
+
+
 def test_depth_zero_is_refused(generator: Generator) -> None:
     velocity = GuidedVelocity(generator, generator.null_context(1), num_iterations=0)
     with pytest.raises(ValueError, match="num_iterations is 0"):

@@ -151,13 +151,15 @@ class Calibration:
 
 @torch.inference_mode()
 def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, fixed: int, deep: int,
-                        guidance_scale: float | None = None) -> Calibration:
+                        guidance_scale: float | None = None, carry_state: bool = False) -> Calibration:
     """The largest threshold of "auto" whose pictures lie as close to those of `deep` iterations as those of `fixed` iterations do.
 
-    Distances are medians over pictures of the root mean square between final latents. The pipeline's defaults are left as they were.
+    Distances are medians over pictures of the root mean square between final latents. With `carry_state` "auto" carries its state from
+    step to step; the fixed depths never do. The pipeline's defaults are left as they were.
     """
     def latents(num_iterations: int | str) -> tuple[torch.Tensor, float]:
-        result = pipe(list(prompts), seed=list(seeds), num_steps=num_steps, num_iterations=num_iterations, guidance_scale=guidance_scale)
+        result = pipe(list(prompts), seed=list(seeds), num_steps=num_steps, num_iterations=num_iterations, guidance_scale=guidance_scale,
+                      carry_state=carry_state and num_iterations == "auto")
         return result.latents.float(), float(np.mean(result.iterations))
 
     def distance(found: torch.Tensor) -> float:
@@ -183,32 +185,42 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
                   iterations: Sequence[int] = (1, 2, 4, 8), guidance_scale: float | None = None) -> dict[str, Any]:
     """Everything that a model's card tells about depth, as plain data.
 
-    "by_iterations" at `num_steps` steps; "matrix" of steps x iterations with the "frontier" that follows; "automatic": the
-    calibrated threshold, and auto beside the cheapest fixed depth of equal quality; "carried": the same with the state
-    carried from step to step, fresh and carried.
+    "by_iterations" at `num_steps` steps, each step from a fresh state. "carried": 8 steps, fresh and with the state carried from
+    step to step, and the share of core passes that carrying saves; where it saves any, "carry_state" holds and the rest is drawn so.
+    "matrix" of steps x iterations with the "frontier" that follows. "automatic": the calibrated threshold, and auto beside the cheapest
+    fixed depth of equal quality.
     """
     exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)
     by_iterations = [exam.take(Setting(num_steps, depth)) for depth in depths]
-    matrix = [exam.take(Setting(step, depth)) for step in steps for depth in iterations]
     fixed = cheapest_equal(by_iterations)
-    mean = pipe.config.generator.mean_iterations
-    prompts = [caption_scene(spec)[0] for specs in exam.specs.values() for spec in specs][:32] or exam.captions[:32]
-    calibration = calibrate_threshold(pipe, prompts, range(seed, seed + len(prompts)), num_steps, int(fixed.setting.num_iterations), 2 * mean, guidance_scale)
-    kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, exit_threshold=calibration.threshold)
-    try:
-        automatic = [exam.take(Setting(num_steps, "auto", carry)) for carry in (False, True)]
-    finally:
-        pipe.defaults = kept
     fresh, carried = ([exam.take(Setting(8, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
+    saved = _saved(fresh, carried)
+    carry = saved > 0
+    matrix = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
+    calibration, automatic = _automatic(exam, num_steps, fixed, carry)
     return {
         "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions)}, "seed": seed,
-        "trained_iterations": mean, "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        "by_iterations": [_plain(outcome) for outcome in by_iterations], "matrix": [_plain(outcome) for outcome in matrix],
-        "frontier": frontier(matrix), "cheapest_fixed": _plain(fixed),
-        "automatic": asdict(calibration) | {"outcomes": [_plain(outcome) for outcome in automatic], "share_of_fixed": automatic[0].passes / fixed.passes},
-        "carried": {"fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried],
-                    "saved": _saved(fresh, carried)},
+        "trained_iterations": pipe.config.generator.mean_iterations,
+        "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
+        "by_iterations": [_plain(outcome) for outcome in by_iterations], "cheapest_fixed": _plain(fixed),
+        "carried": {"fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
+        "matrix": [_plain(outcome) for outcome in matrix], "frontier": frontier(matrix),
+        "automatic": asdict(calibration) | {"outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
+                                            "equal": automatic.at_least(max(by_iterations, key=lambda outcome: outcome.quality))},
     }
+
+
+def _automatic(exam: DepthExam, num_steps: int, fixed: Outcome, carry_state: bool) -> tuple[Calibration, Outcome]:
+    """The threshold that loses no more than `fixed` does, and what "auto" gives with it."""
+    pipe, mean = exam.pipe, exam.pipe.config.generator.mean_iterations
+    prompts = [caption_scene(spec)[0] for specs in exam.specs.values() for spec in specs][:32] or exam.captions[:32]
+    seeds = range(exam.seed, exam.seed + len(prompts))
+    calibration = calibrate_threshold(pipe, prompts, seeds, num_steps, int(fixed.setting.num_iterations), 2 * mean, exam.guidance_scale, carry_state)
+    kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, exit_threshold=calibration.threshold)
+    try:
+        return calibration, exam.take(Setting(num_steps, "auto", carry_state))
+    finally:
+        pipe.defaults = kept
 
 
 def _saved(fresh: Sequence[Outcome], carried: Sequence[Outcome]) -> float:

@@ -133,7 +133,7 @@ def gained_by_iterations(bought: Mapping[str, Any]) -> dict[str, float]:
     right = {row["num_iterations"]: row["right"]["relation"]["value"] for row in bought["by_iterations"] if "right" in row}
     automatic = bought["automatic"]
     return {"relation_gain_points": 100 * (right[8] - right[2]), "auto_share_percent": 100 * automatic["share_of_fixed"],
-            "auto_spread_passes": automatic["outcomes"][0]["spread"], "carried_saves_percent": 100 * bought["carried"]["saved"]}
+            "auto_spread_passes": automatic["outcome"]["spread"], "carried_saves_percent": 100 * bought["carried"]["saved"]}
 
 
 # --- the specification's table -------------------------------------------------------------------------------------
