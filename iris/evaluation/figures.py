@@ -343,7 +343,7 @@ def interval_curves(x: Sequence[float], series: Mapping[str, Sequence[Estimate]]
         if mark:
             mark_position(axes, *mark)
         if len(series) > 1:
-            axes.legend()
+            figure.legend(ncols=min(len(series), 3), loc="outside lower center")  # inside it would cover a line
     return figure
 
 
