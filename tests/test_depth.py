@@ -100,9 +100,10 @@ def test_a_calibrated_threshold_draws_as_closely_as_the_fixed_depth(pipe: IRISPi
 
 def test_everything_is_measured_and_told_on_the_card(pipe: IRISPipeline) -> None:
     pipe.metadata = {"training": {"data": "scenes", "autoencoder_data": "scenes+emoji:fluent-3d", "stage": 3, "step": 1, "minutes": 1.0, "finished": True, "images_seen": 64, "recipe": {"batch_size": 64}}}
-    found = measure_depth(pipe, count=2, num_steps=2, depths=(1, 2), steps=(1, 2), iterations=(1, 2))
+    found = measure_depth(pipe, count=2, num_steps=2, depths=(1, 2), matrix=((1, 2), (1, 2)), teacher=pipe)
     assert json.loads(json.dumps(found)) == found
     assert [row["setting"] for row in found["by_iterations"]] == ["2 x 1", "2 x 2"] and len(found["matrix"]) == 4
+    assert found["teacher"]["setting"] == "32 x 8" and found["teacher"]["passes"] == 2 * 32 * 8
     card = model_card(pipe, "iris-test", {}, found)
     assert card.count("scenes: drawn by this repository") == 2 and card.count("fluent-3d: MIT") == 1
     assert "| 2 x auto |" in card and f"{found['automatic']['threshold']:g}" in card and "| one right |" in card

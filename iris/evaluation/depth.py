@@ -24,6 +24,9 @@ from iris.pipeline import IRISPipeline
 
 EXAM_KINDS = ("one", "relation")  # what is drawn right soonest, and what needs two objects to agree
 SHARES = {"Draft": 1 / 6, "Balanced": 1 / 2}  # of the core passes that the best setting spends
+Grid = tuple[tuple[int, ...], tuple[int, ...]]  # steps and iterations of the matrix
+GRID: Grid = ((2, 4, 8, 16), (1, 2, 4, 8))
+STUDENT_GRID: Grid = ((1, 2, 4), (2, 4, 8, 16))
 
 
 @dataclass(frozen=True)
@@ -87,32 +90,33 @@ class DepthExam:
         items = [dataset[int(index)] for index in np.random.default_rng(self.seed).permutation(len(dataset))[:number]]
         return [item.captions[0] for item in items], self.features(to_tensor([item.image for item in items]))
 
-    def take(self, setting: Setting) -> Outcome:
-        """Draw everything with `setting` and judge it."""
+    def take(self, setting: Setting, pipe: IRISPipeline | None = None) -> Outcome:
+        """Draw everything with `setting` and judge it; another `pipe` is asked the same captions and seeds."""
+        pipe = pipe or self.pipe
         begun, spent, right, kid = time.monotonic(), {}, {}, None
         told, drawn = [], []
         for kind, specs in self.specs.items():
-            images, spent[kind] = self._draw(setting, [caption_scene(spec)[0] for spec in specs])
+            images, spent[kind] = self._draw(pipe, setting, [caption_scene(spec)[0] for spec in specs])
             right[kind] = score_scenes(images, specs)["right"]
             told, drawn = told + list(specs), drawn + images
         if told:
             right["every"] = score_scenes(drawn, told)["right"]
         if self.captions:
-            images, spent["samples"] = self._draw(setting, self.captions)
+            images, spent["samples"] = self._draw(pipe, setting, self.captions)
             kid = kernel_distance(self.features(to_tensor(images)), self.real, paired=True)
         every = np.concatenate(list(spent.values()))
-        scale = self.pipe.defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        scale = pipe.defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
         passes = every.sum(1) * (2 if scale != 1.0 else 1)
         return Outcome(setting, right, kid, float(passes.mean()), float(passes.std()), {kind: float(part.mean()) for kind, part in spent.items()},
                        (time.monotonic() - begun) / len(every))
 
-    def _draw(self, setting: Setting, prompts: Sequence[str]) -> tuple[list[Image.Image], np.ndarray]:
+    def _draw(self, pipe: IRISPipeline, setting: Setting, prompts: Sequence[str]) -> tuple[list[Image.Image], np.ndarray]:
         """The pictures, and the iterations of each at each step [N, S]."""
         images, spent = [], []
         for start in tqdm(range(0, len(prompts), self.batch_size), desc=str(setting), unit="batch", leave=False):
             part = list(prompts[start: start + self.batch_size])
             seeds = list(range(self.seed + start, self.seed + start + len(part)))
-            result = self.pipe(part, seed=seeds, guidance_scale=self.guidance_scale, **asdict(setting))
+            result = pipe(part, seed=seeds, guidance_scale=self.guidance_scale, **asdict(setting))
             images, spent = images + result.images, spent + result.iterations
         return images, np.array(spent)
 
@@ -181,22 +185,25 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
 
 
 def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: str = "", seed: int = 0, batch_size: int = 16,
-                  num_steps: int = 12, depths: Sequence[int] = (1, 2, 4, 6, 8, 16, 32), steps: Sequence[int] = (2, 4, 8, 16),
-                  iterations: Sequence[int] = (1, 2, 4, 8), guidance_scale: float | None = None) -> dict[str, Any]:
+                  num_steps: int | None = None, depths: Sequence[int] = (1, 2, 4, 6, 8, 16, 32), matrix: Grid | None = None,
+                  guidance_scale: float | None = None, teacher: IRISPipeline | None = None) -> dict[str, Any]:
     """Everything that a model's card tells about depth, as plain data.
 
-    "by_iterations" at `num_steps` steps, each step from a fresh state. "carried": 8 steps, fresh and with the state carried from
+    "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student), fresh and with the state carried from
     step to step, and the share of core passes that carrying saves; where it saves any, "carry_state" holds and the rest is drawn so.
     "matrix" of steps x iterations with the "frontier" that follows. "automatic": the calibrated threshold, and auto beside the cheapest
-    fixed depth of equal quality.
+    fixed depth of equal quality. "teacher": what a student's teacher draws in 32 steps of 8 iterations with its own guidance.
     """
+    student = pipe.defaults.sampler == "consistency"
+    num_steps = num_steps or (4 if student else 12)
+    steps, iterations = matrix or (STUDENT_GRID if student else GRID)
     exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)
     by_iterations = [exam.take(Setting(num_steps, depth)) for depth in depths]
     fixed = cheapest_equal(by_iterations)
-    fresh, carried = ([exam.take(Setting(8, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
+    fresh, carried = ([exam.take(Setting(4 if student else 8, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
     saved = _saved(fresh, carried)
     carry = saved > 0
-    matrix = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
+    drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
     calibration, automatic = _automatic(exam, num_steps, fixed, carry)
     return {
         "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions)}, "seed": seed,
@@ -204,10 +211,10 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
         "by_iterations": [_plain(outcome) for outcome in by_iterations], "cheapest_fixed": _plain(fixed),
         "carried": {"fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
-        "matrix": [_plain(outcome) for outcome in matrix], "frontier": frontier(matrix),
+        "matrix": [_plain(outcome) for outcome in drawn], "frontier": frontier(drawn),
         "automatic": asdict(calibration) | {"outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
                                             "equal": automatic.at_least(max(by_iterations, key=lambda outcome: outcome.quality))},
-    }
+    } | ({"teacher": _plain(exam.take(Setting(32, 8), teacher))} if teacher else {})
 
 
 def _automatic(exam: DepthExam, num_steps: int, fixed: Outcome, carry_state: bool) -> tuple[Calibration, Outcome]:
