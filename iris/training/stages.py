@@ -153,7 +153,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     _, student = load_models(init, config, train.seed)
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stages = loss_options.get("stages", 2)
+    stages = loss_options.get("stages", 4)
     loss_options = {"stages": stages, "steps_per_stage": max(1, train.train_steps // stages), "exit_weight": 0.5, **loss_options}
     loss = ConsistencyLoss(teacher.to(device), guidance_scale, **loss_options)
     result = _fit_latents(student, loss, data, train, run, on_log)
