@@ -59,8 +59,8 @@ class Outcome:
     def at_least(self, best: Outcome) -> bool:
         """Whether this one's quality lies within the interval of the best one's, or above it."""
         if self.right:
-            return self.right["every"].value >= best.right["every"].interval[0]
-        return self.kid.value <= best.kid.interval[1]
+            return bool(self.right["every"].value >= best.right["every"].interval[0])
+        return bool(self.kid.value <= best.kid.interval[1])
 
     @property
     def quality(self) -> float:
@@ -202,7 +202,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     fixed = cheapest_equal(by_iterations)
     fresh, carried = ([exam.take(Setting(4 if student else 8, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
     saved = _saved(fresh, carried)
-    carry = saved > 0
+    carry = bool(saved > 0)
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
     calibration, automatic = _automatic(exam, num_steps, fixed, carry)
     return {
