@@ -69,7 +69,8 @@ def test_an_exam_without_scenes_or_samples_is_refused() -> None:
 def test_equal_quality_is_within_the_interval_of_the_best() -> None:
     best, close, far = outcome(8, 8, 90), outcome(8, 4, 85), outcome(8, 2, 60)
     low = share(90, 100).interval[0]
-    assert close.at_least(best) is bool(0.85 >= low) and far.at_least(best) is False  # NumPy's own truth values are no JSON
+    assert close.at_least(best) == (0.85 >= low) and not far.at_least(best)
+    assert outcome(8, 4, np.int64(85)).at_least(best) is close.at_least(best)  # a plain truth value, also of a sum of NumPy's own
     assert cheapest_equal([best, close, far]) is close
 
 

@@ -59,8 +59,8 @@ class Outcome:
     def at_least(self, best: Outcome) -> bool:
         """Whether this one's quality lies within the interval of the best one's, or above it."""
         if self.right:
-            return bool(self.right["every"].value >= best.right["every"].interval[0])
-        return bool(self.kid.value <= best.kid.interval[1])
+            return self.right["every"].value >= best.right["every"].interval[0]
+        return self.kid.value <= best.kid.interval[1]
 
     @property
     def quality(self) -> float:
@@ -189,9 +189,9 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
                   guidance_scale: float | None = None, teacher: IRISPipeline | None = None) -> dict[str, Any]:
     """Everything that a model's card tells about depth, as plain data.
 
-    "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student), fresh and with the state carried from
-    step to step, and the share of core passes that carrying saves; where it saves any, "carry_state" holds and the rest is drawn so.
-    "matrix" of steps x iterations with the "frontier" that follows. "automatic": the calibrated threshold, and auto beside the cheapest
+    "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student),
+    fresh and with the state carried from step to step, and the share of core passes that carrying saves; where it saves any,
+    "carry_state" holds and the rest is drawn so. "matrix" of steps x iterations with the "frontier" that follows. "automatic": the calibrated threshold, and auto beside the cheapest
     fixed depth of equal quality. "teacher": what a student's teacher draws in 32 steps of 8 iterations with its own guidance.
     """
     student = pipe.defaults.sampler == "consistency"
@@ -202,7 +202,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     fixed = cheapest_equal(by_iterations)
     fresh, carried = ([exam.take(Setting(4 if student else 8, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
     saved = _saved(fresh, carried)
-    carry = bool(saved > 0)
+    carry = saved > 0
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
     calibration, automatic = _automatic(exam, num_steps, fixed, carry)
     return {

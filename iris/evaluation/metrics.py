@@ -190,6 +190,7 @@ def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[fl
 
 def share(successes: int, total: int) -> Estimate:
     """successes / total with its 95 % Wilson interval; the value of nothing out of nothing is nan."""
+    successes = int(successes)  # a sum of NumPy's truth values is a NumPy number, and what is compared with it no JSON
     return Estimate(successes / total if total else math.nan, wilson_interval(successes, total))
 
 
