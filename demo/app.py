@@ -1,6 +1,6 @@
 """The page: `create_demo(pipeline)` builds it, `main()` loads a model and serves it.
 
-    python -m demo.app --port 7860 --model demo/models/NAME
+    python -m demo.app --port 7860 --model demo/models/NAME [--mcp]
 
 A Space runs this file as a script (`app_file: demo/app.py`), so the repository's root is put on the path first.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import os
 import sys
@@ -85,16 +86,17 @@ def _hand_over(button: gr.Button, made: create.CreateTab, tabs: gr.Tabs, name: s
     tab.run_after(opened.then)
 
 
-def launch_options(host: str, port: int | None, share: bool = False, public: bool = False) -> dict[str, Any]:
+def launch_options(host: str, port: int | None, share: bool = False, public: bool = False, mcp: bool = False) -> dict[str, Any]:
     """Everything `launch()` takes: the looks, and a server that answers nothing it was not asked to.
 
     Uploads are pictures; at home also archives of them, to train on. In public each visitor has a share of the server (`demo.limits`).
+    mcp: the endpoints are tools for a language model too. Said outright, for the environment could switch it on otherwise.
     """
     limits = {"app_kwargs": {"middleware": visitor_limits(proxies=1 if os.environ.get("SPACE_ID") else 0)}} if public else {}
     return limits | {
         "server_name": host, "server_port": port, "share": share, "theme": iris_theme(), "css": CSS,
         "show_error": False, "allowed_paths": [], "max_file_size": "10mb" if public else "260mb", "enable_monitoring": False, "run_history": False,
-        "ssr_mode": False, "state_session_capacity": 500, "footer_links": ["api", "settings"], "quiet": True,
+        "ssr_mode": False, "state_session_capacity": 500, "footer_links": ["api", "settings"], "quiet": True, "mcp_server": mcp,
     }
 
 
@@ -106,6 +108,17 @@ def default_model(folder: Path = MODELS) -> Path:
     return found[0]
 
 
+def check_mcp(wanted: bool, public: bool) -> None:
+    """SystemExit with a sentence where tools for language models cannot be offered.
+
+    Gradio's tools fetch a file from any address and reach the queue as the server itself, past what each visitor may ask for.
+    """
+    if wanted and public:
+        raise SystemExit("--mcp is for a server of your own: its tools fetch addresses and know no visitors; leave out --public and --share.")
+    if wanted and importlib.util.find_spec("mcp") is None:
+        raise SystemExit("--mcp needs one more package: pip install 'gradio[mcp]'.")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, load the model, serve until interrupted."""
     on_space = bool(os.environ.get("SPACE_ID"))
@@ -115,8 +128,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's tunnel; implies --public")
     parser.add_argument("--public", action="store_true", default=on_space, help="visitors may not change the model or train (a Space's default)")
+    parser.add_argument("--mcp", action="store_true", help="offer the endpoints as tools to language models (pip install 'gradio[mcp]'); not in public")
     options = parser.parse_args(arguments)
     options.public |= options.share  # a public link is the open internet
+    check_mcp(options.mcp, options.public)
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -129,10 +144,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"The model could not be loaded: {error}") from error
     page = create_demo(pipeline, folder, options.public)
     try:
-        page.launch(**launch_options(options.host, options.port, options.share, options.public), prevent_thread_lock=True)
+        page.launch(**launch_options(options.host, options.port, options.share, options.public, options.mcp), prevent_thread_lock=True)
     except OSError as error:
         raise SystemExit(f"Port {options.port} cannot be used; pass another one with --port.") from error
-    print(f"IRIS is ready: {page.local_url}" + (f" and {page.share_url}" if page.share_url else ""), flush=True)
+    print(f"IRIS is ready: {page.local_url}" + (f" and {page.share_url}" if page.share_url else "") + (f"; tools: {page.local_url}gradio_api/mcp/" if options.mcp else ""), flush=True)
     page.block_thread()
 
 
