@@ -7,6 +7,7 @@ value out of range is refused with one sentence, never repaired.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,7 +172,7 @@ def _read(kind: type, data: Any, where: str) -> Any:
     _require(isinstance(data, dict), f"{where} must be a JSON object.")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(fields))
-    _require(not unknown, f"{where} has unknown keys: {', '.join(unknown)}.")
+    _require(not unknown, f"{where} has unknown keys: {', '.join(map(reprlib.repr, unknown))}.")
     reference, values = kind(), {}
     for name, value in data.items():
         wanted = type(getattr(reference, name))
@@ -179,8 +180,8 @@ def _read(kind: type, data: Any, where: str) -> Any:
             value = tuple(value)
         if wanted is float and type(value) is int:
             value = float(value)
-        _require(type(value) is wanted, f"{where}.{name} is {value!r}; it must be of type {wanted.__name__}.")
-        _require(wanted is not tuple or all(type(item) is int for item in value), f"{where}.{name} is {value!r}; it must hold integers.")
+        _require(type(value) is wanted, f"{where}.{name} is {reprlib.repr(value)}; it must be of type {wanted.__name__}.")
+        _require(wanted is not tuple or all(type(item) is int for item in value), f"{where}.{name} is {reprlib.repr(value)}; it must hold integers.")
         values[name] = value
     return kind(**values)
 

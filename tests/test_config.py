@@ -87,8 +87,9 @@ def test_parts_that_do_not_fit_each_other_are_refused(override: dict, said: str)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: data.update(extra=1), "config has unknown keys: extra"),
-        (lambda data: data["generator"].update(depth=4), "generator has unknown keys: depth"),
+        (lambda data: data.update(extra=1), "config has unknown keys: 'extra'"),
+        (lambda data: data.update({"\n": 1}), r"config has unknown keys: '\\n'\.$"),
+        (lambda data: data["generator"].update(depth=4), "generator has unknown keys: 'depth'"),
         (lambda data: data["generator"].update(dim="32"), "generator.dim is '32'"),
         (lambda data: data["generator"].update(dim=32.0), "generator.dim is 32.0"),
         (lambda data: data["generator"].update(dim=True), "generator.dim is True"),
@@ -134,7 +135,7 @@ def test_overrides_replace_parts_and_fields() -> None:
 
 
 @pytest.mark.parametrize(("name", "override", "said"), [
-    ("huge", {}, "preset is 'huge'"), ("nano", {"engine__dim": 1}, "no part 'engine'"), ("nano", {"generator__width": 1}, "unknown keys: width"),
+    ("huge", {}, "preset is 'huge'"), ("nano", {"engine__dim": 1}, "no part 'engine'"), ("nano", {"generator__width": 1}, "unknown keys: 'width'"),
 ])
 def test_unknown_presets_and_overrides_are_refused(name: str, override: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

@@ -140,7 +140,7 @@ def test_a_stop_frees_the_worker(server: Server, how: str, soak: bool, record_pr
                 if len(moments) == 4:
                     if how == "cancel":
                         session = {"session_hash": event, "event_id": event, "fn_index": 0}
-                        assert httpx.post(f"{server.url}/gradio_api/cancel", json=session).status_code == 200
+                        assert httpx.post(f"{server.url}/gradio_api/cancel", json=session, timeout=60).status_code == 200
                     break
         steps.append((moments[-1] - moments[0]) / 3)
         late.append(max(0.0, timed(server.draw, "next", *QUICK)[1] - idle))
