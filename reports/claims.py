@@ -95,6 +95,24 @@ def _variants() -> list[Claim]:
     return claims
 
 
+def _speed() -> list[Claim]:
+    """IRIS-Tiny beside other architectures of its size, ratios of one run."""
+    def claim(key: str, text: str, relation: str, value: float, where: str) -> Claim:
+        return Claim(f"speed_{key}", f"IRIS-Tiny at 256 px: {text}", WORKBENCH, relation, value, "13", f"speed.{where}.value", "x", profiles=("shipped",))
+
+    return [
+        claim("pixart", "a picture of 4 x 4 over one of PixArt-47M", "at most", 0.65, "picture.over_pixart.iris x4"),
+        claim("unet_int8", "a picture of 4 x 4 in int8 over one of a U-Net of 54 M", "at most", 0.9, "picture.over_unet.iris int8 x4"),
+        claim("pixart_int8", "a picture of 4 x 8 in int8 over one of PixArt-47M", "at most", 0.8, "picture.over_pixart.iris int8 x8"),
+        *(claim(f"mixer_{tokens}", f"a GRFM layer over an attention layer, {tokens} tokens", "at most", value, f"mixer.{tokens}.over_attention.grfm")
+          for tokens, value in ((256, 1.1), (1024, 0.7), (4096, 0.45))),
+        claim("sana_4096", "4,096 tokens at 4 iterations over SANA-46M's", "at most", 1.0, "growth.4096.over_sana.iris x4"),
+        claim("decoder", "decoder over TAESD's", "at most", 0.15, "codec.decode.over_taesd_decode.iris decode"),
+        claim("encoder", "encoder over TAESD's", "at most", 0.2, "codec.encode.over_taesd_encode.iris encode"),
+        claim("training", "a training step of PixArt-47M, over one at 8 iterations with 4 differentiated", "at least", 0.85, "training.over_iris_x8.pixart"),
+    ]
+
+
 CLAIMS: tuple[Claim, ...] = (
     # The specification's verified properties.
     Claim("haar_round_trip", "Haar DWT and back: largest error", SPECIFICATION, "below", 1e-5, "01", "haar_round_trip_error"),
@@ -134,6 +152,7 @@ CLAIMS: tuple[Claim, ...] = (
           "gained.auto_share_percent", "%", decimals=0, profiles=("shipped",)),
     Claim("carried_saves", "A carried state at equal quality over 8 steps: core passes saved", WORKBENCH, "at least", 25, "12", "gained.carried_saves_percent",
           "%", decimals=0, profiles=("shipped",)),
+    *_speed(),
     Claim("one_step", "Student's one-step error over its teacher's", WORKBENCH, "at most", 0.5, "05", "one_step_ratio", profiles=TRAINED),
     Claim("smoke_minutes", "The smoke profile on two CPU cores", WORKBENCH, "below", 8, "all", "minutes", "min", decimals=1, profiles=("smoke",)),
     Claim("cpu_hours", "The cpu profile on two CPU cores", WORKBENCH, "below", 2.5, "all", "hours", "h", profiles=("cpu",)),

@@ -111,6 +111,8 @@ def _thinking(depth: dict[str, Any]) -> str:
     automatic, carried = depth["automatic"], depth["carried"]
     rows = [*depth["by_iterations"], automatic["outcome"]]
     table = "\n".join(f"| {row['setting']} | " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows)
+    auto_share = (f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth of equal quality" if automatic["equal"] else
+                  f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest good fixed depth, but does not draw as well")
     efforts = ", ".join(f"{name} {steps} x {iterations}" for name, (steps, iterations) in depth["frontier"].items())
     return f"""Steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}:
 
@@ -118,8 +120,8 @@ def _thinking(depth: dict[str, Any]) -> str:
 |---|{"---|" * len(columns)}
 {table}
 
-Automatic depth stops at a relative change of {automatic['threshold']:g}; it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth of equal
-quality ({depth['cheapest_fixed']['setting']}), with a standard deviation of {automatic["outcome"]["spread"]:.1f} passes between pictures. A state carried from step to step saves {carried['saved']:.0%} over 8
+Automatic depth stops at a relative change of {automatic['threshold']:g}; {auto_share}
+({depth['cheapest_fixed']['setting']}), with a standard deviation of {automatic["outcome"]["spread"]:.1f} passes between pictures. A state carried from step to step saves {carried['saved']:.0%} over 8
 steps at equal quality{" and is this model's default" if depth["carry_state"] else ""}. Efforts that the demo offers, from the matrix of steps and iterations: {efforts}."""
 
 

@@ -69,12 +69,12 @@ class Rounds:
         """A call's time over another's, round by round."""
         return spread([a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True)])
 
-    def to_dict(self, reference: str | None = None) -> dict[str, Any]:
-        """eq and milliseconds of every call, and its time over `reference`'s."""
+    def to_dict(self, *references: str) -> dict[str, Any]:
+        """eq and milliseconds of every call, and its time over each reference's."""
         names = [name for name in self.seconds if name != EQ]
         found: dict[str, Any] = {"eq": {name: asdict(self.eq(name)) for name in names},
                                  "milliseconds": {name: 1e3 * spread(self.seconds[name]).value for name in (*names, EQ)}}
-        if reference is not None and len(names) > 1:
+        for reference in references:
             found["over_" + reference.replace(" ", "_")] = {name: asdict(self.ratio(name, reference)) for name in names if name != reference}
         return found
 
@@ -138,8 +138,8 @@ class _Bench:
                            **{peer.name: parameter_count(peer.module) for peer in self.peers},
                            **({"taesd decoder": parameter_count(self.taesd.decoder)} if self.taesd else {})}
 
-    def _rounds(self, calls: Calls, reference: str | None = None, fewer: int = 1) -> dict[str, Any]:
-        return interleave(calls, max(1, self.repeats // fewer), self.clock).to_dict(reference)
+    def _rounds(self, calls: Calls, *references: str, fewer: int = 1) -> dict[str, Any]:
+        return interleave(calls, max(1, self.repeats // fewer), self.clock).to_dict(*references)
 
     def _velocity(self, generator: Any, depth: int) -> GuidedVelocity:
         with torch.inference_mode():
@@ -171,7 +171,7 @@ class _Bench:
         for peer in self.peers:
             start = torch.randn(1, *peer.shape)
             calls[peer.name] = lambda peer=peer, start=start: self._peer_picture(peer, start)
-        return self._rounds(calls, "iris x4", fewer=2)
+        return self._rounds(calls, "iris x4", *(peer.name for peer in self.peers), fewer=2)
 
     def _peer_picture(self, peer: Peer, start: Tensor) -> None:
         latents = last_step(sample_euler(lambda z, t: peer.velocity(z, 1000 * t), start, timestep_schedule(4))).latents
@@ -187,7 +187,7 @@ class _Bench:
             z = self._noise(side)
             calls: Calls = {"iris x4": lambda z=z: velocity(z, t)}
             calls |= {peer.name: _peer_call(build_peer(peer.name, side)) for peer in self.peers}
-            found[str(side * side)] = self._rounds(calls, "iris x4", fewer=3**step)
+            found[str(side * side)] = self._rounds(calls, "iris x4", *(peer.name for peer in self.peers), fewer=3**step)
         first, last = (found[str(side * side)]["eq"] for side in (SIDES[0], SIDES[-1]))
         found["exponent"] = {name: math.log(last[name]["value"] / first[name]["value"]) / math.log((SIDES[-1] / SIDES[0]) ** 2) for name in first}
         return found
@@ -223,8 +223,8 @@ class _Bench:
         if self.taesd is not None:
             small = torch.randn(1, 4, size // 8, size // 8)
             encode["taesd encode"], decode["taesd decode"] = lambda: self.taesd.encode(image), lambda: self.taesd.decode(small)
-        over = (self.taesd is not None) or None
-        return {"encode": self._rounds(encode, over and "taesd encode"), "decode": self._rounds(decode, over and "taesd decode")}
+        peers = ("taesd encode", "taesd decode") if self.taesd is not None else ()
+        return {"encode": self._rounds(encode, *peers[:1]), "decode": self._rounds(decode, *peers[1:])}
 
     @torch.inference_mode()
     def ceiling(self) -> dict[str, Any]:
