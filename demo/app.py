@@ -30,7 +30,7 @@ import gradio as gr  # noqa: E402
 import PIL.Image  # noqa: E402
 
 from demo.limits import visitor_limits  # noqa: E402
-from demo.model import MODELS, LoadedModel, best_device  # noqa: E402
+from demo.model import MODELS, LoadedModel, load_pipeline  # noqa: E402
 from demo.settings import PRIVATE  # noqa: E402
 from demo.tabs import about, between, create, depth, edit, inside, latents, train  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
@@ -138,8 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
         folder = resolve_folder(options.model) if options.model else default_model()
-        pipeline = IRISPipeline.from_pretrained(folder, device=best_device())
-        pipeline("warm up", num_steps=1, num_iterations=1)  # so that the first visitor does not pay for the first call
+        pipeline = load_pipeline(folder)
     except (ValueError, OSError) as error:
         raise SystemExit(f"The model could not be loaded: {error}") from error
     page = create_demo(pipeline, folder, options.public)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import torch
@@ -63,9 +64,7 @@ class LoadedModel:
         named = source.strip()
         inside = ROOT / named
         folder = inside if (inside / "manifest.json").is_file() else resolve_folder(named)
-        pipeline = IRISPipeline.from_pretrained(folder, device=best_device())
-        pipeline("warm up", num_steps=1, num_iterations=1)
-        self.pipeline, self.folder = pipeline, folder
+        self.pipeline, self.folder = load_pipeline(folder), folder
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -78,9 +77,20 @@ def example_prompts(pipeline: IRISPipeline) -> list[str]:
     return [text for text in texts if 0 < len(text) <= 80]
 
 
-def best_device() -> str | None:
-    """Where a pipeline goes: a GPU when there is one."""
-    return "cuda" if torch.cuda.is_available() else None
+def load_pipeline(folder: Path) -> IRISPipeline:
+    """The pipeline of a model folder, on a GPU where there is one, warmed up: the first visitor does not pay for the first call.
+
+    On a ZeroGPU Space no GPU is there until an event borrows one; weights that are sent to it before wait for that.
+    """
+    pipeline = IRISPipeline.from_pretrained(folder, device="cuda" if torch.cuda.is_available() else None)
+    if not on_zero_gpu():
+        pipeline("warm up", num_steps=1, num_iterations=1)
+    return pipeline
+
+
+def on_zero_gpu() -> bool:
+    """Whether this is a ZeroGPU Space; read as its `spaces` package reads it."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
 def folders_on_disk(models: Path | None = None, runs: Path | None = None) -> list[Path]:

@@ -50,12 +50,26 @@ def sentences(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
 
 
 def on_gpu(seconds: Callable[..., int]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Borrow a ZeroGPU for `seconds(*arguments)` per call; without the `spaces` package the function stays as it is."""
+    """A generator that borrows a ZeroGPU for `seconds(*arguments)` per call; without the `spaces` package it stays as it is.
+
+    There it runs in another process, from which an error comes back as its type's name alone unless it is a gr.Error.
+    """
     try:
         import spaces
     except ImportError:
         return lambda function: function
-    return spaces.GPU(duration=seconds)
+
+    def borrowing(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        @functools.wraps(function)
+        def told(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                yield from function(*args, **kwargs)
+            except Exception as error:
+                raise gr.Error(_sentence(error), print_exception=False) from error
+
+        return spaces.GPU(duration=seconds)(told)
+
+    return borrowing
 
 
 def runs_until_stopped(

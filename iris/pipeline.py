@@ -50,7 +50,7 @@ class GeneratedImages:
     """Pictures and all it takes to make them again.
 
     `iterations[i]` lists the core iterations of picture i at every call of the network: one a step, two with Heun. `latents` and
-    `state`, the core's last one, are where `IRISPipeline.refine` goes on.
+    `state`, the core's last one, are where `IRISPipeline.refine` goes on; both lie in main memory, wherever they were computed.
     """
 
     images: list[Image.Image]
@@ -258,8 +258,8 @@ class IRISPipeline:
         begin = _number("strength", 1.0 / kept["num_steps"] if strength is None else strength, float)
         started = time.monotonic()
         with torch.inference_mode():
-            velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt), state=result.state)
-            z = interpolate(result.latents, self._noise(request.seeds), torch.full((len(request.seeds),), begin, device=self.device)).z_t
+            velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt), state=result.state.to(self.device))
+            z = interpolate(result.latents.to(self.device), self._noise(request.seeds), torch.full((len(request.seeds),), begin, device=self.device)).z_t
             latents = last_step(SAMPLERS["euler"](velocity, z, begin * timestep_schedule(request.num_steps), request.seeds)).latents
             refined = self._result(request, latents, velocity, time.monotonic() - started)
         return replace(refined, iterations=[before + after for before, after in zip(result.iterations, refined.iterations, strict=True)],
@@ -273,7 +273,8 @@ class IRISPipeline:
             parameters["carry_state"] = True
         if request.max_core_passes is not None:
             parameters["max_core_passes"] = request.max_core_passes
-        return GeneratedImages(self.decode(latents), request.prompts, request.seeds, _spent(velocity), seconds, parameters, latents, velocity.state)
+        state = None if velocity.state is None else velocity.state.cpu()
+        return GeneratedImages(self.decode(latents), request.prompts, request.seeds, _spent(velocity), seconds, parameters, latents.cpu(), state)
 
     # --- images and latents ----------------------------------------------------------------------------------------
 

@@ -273,7 +273,7 @@ def path_independence(pipe: IRISPipeline, prompt: str, seed: int = 0, num_iterat
         raise ProbeError(f"starts is {starts} and num_iterations {num_iterations}; use 1 or more of both.")
     generator, rows = pipe.generator, 1 + starts
     noise = initial_noise([seed], _latent_shape(pipe), pipe.device)
-    data = pipe(prompt, seed=seed).latents
+    data = pipe(prompt, seed=seed).latents.to(pipe.device)
     context, _ = pipe.contexts([prompt] * rows)
     grid = pipe.config.generator.core_shape(*_latent_shape(pipe)[1:])
     states = torch.stack([torch.zeros(grid), *(INITIAL_STATE_STD * torch.randn(grid, generator=rng_for(seed, START, k)) for k in range(starts))])
