@@ -18,22 +18,26 @@ from iris.evaluation.probes import Trace
 from iris.evaluation.style import BLUE, ORANGE, PATHS, evenly
 
 MAX_SECTIONS = 8  # solver steps shown: a long drawing shows some, evenly spread
-SETTLED = 0.03  # relative change below which automatic depth stops
 NOTE = (
     '<p class="film-note">Each column is one turn of the core. The map over the picture tells which path carried each place, the bar '
-    f"below it how much every path added, and the last row how far the turn still moved the state: below {SETTLED:g} it has settled.</p>"
+    "below it how much every path added, and the last row how far the turn still moved the state{settled}.</p>"
 )
 MIDDLE = (243, 239, 234)
 GAP = 2  # transparent pixels between two frames of a strip
 FRAME = 64  # px: maps are drawn at least this large
 
 
-def filmstrip_html(trace: Trace) -> str:
+def film_note(settled: float | None = None) -> str:
+    """How to read the strip; settled: the relative change below which the model's automatic depth stops."""
+    return NOTE.format(settled="" if settled is None else f": below {settled:g} automatic depth stops")
+
+
+def filmstrip_html(trace: Trace, settled: float) -> str:
     """At most eight solver steps as folded sections, the first one open, below a legend of the colours."""
     reach = gate_reach(trace)
     steps = evenly(trace.num_steps, MAX_SECTIONS)
-    sections = [_step_html(trace, step, reach, opened=step == steps[0]) for step in steps]
-    return f'<div class="film">{NOTE}{_legend_html(trace, reach)}{"".join(sections)}</div>'
+    sections = [_step_html(trace, step, reach, settled, opened=step == steps[0]) for step in steps]
+    return f'<div class="film">{film_note(settled)}{_legend_html(trace, reach)}{"".join(sections)}</div>'
 
 
 def gate_reach(trace: Trace) -> float:
@@ -52,7 +56,7 @@ def gate_frame(picture: Image.Image, gate: np.ndarray, reach: float) -> Image.Im
     return Image.fromarray((colour * (0.35 + 0.65 * light)).round().astype(np.uint8))
 
 
-def _step_html(trace: Trace, step: int, reach: float, opened: bool) -> str:
+def _step_html(trace: Trace, step: int, reach: float, settled: float, opened: bool) -> str:
     pictures = [Image.fromarray(picture) for picture in trace.previews[step]]
     gates, shares, changes = trace.gates[step], trace.shares[step].mean((2, 3)), trace.changes[step].mean((1, 2))
     count = len(pictures)
@@ -64,7 +68,7 @@ def _step_html(trace: Trace, step: int, reach: float, opened: bool) -> str:
         means = ", ".join(f"{value:.2f}" for value in gates[:, layer].mean((-1, -2)))
         rows += [_label(f"layer {layer + 1}"), _strip(frames, f"Gate of layer {layer + 1} over the picture; means {means}")]
         rows += [_label("")] + [_share_bar(share) for share in shares[:, layer]]
-    rows += [_label("change")] + [_change_cell(float(value)) for value in changes]
+    rows += [_label("change")] + [_change_cell(float(value), settled) for value in changes]
     noise = f"noise level {trace.timesteps[step]:.2f}"
     title = f"<summary>Step {step + 1} of {trace.num_steps} <small>{noise}</small></summary>"
     # A scrolling region must be reachable by keyboard.
@@ -111,11 +115,10 @@ def _share_bar(share: np.ndarray) -> str:
     return f'<span class="share" role="img" aria-label="{told}" title="{told}">{parts}</span>'
 
 
-def _change_cell(value: float) -> str:
+def _change_cell(value: float, settled: float) -> str:
     """How far an iteration moved the state, as a number and a bar on a logarithmic scale from 0.01 to 1."""
     height = 100 * min(1.0, max(0.04, 1 + math.log10(max(value, 1e-6)) / 2))
-    settled = " settled" if value < SETTLED else ""
-    return f'<span class="change{settled}"><i><b style="height:{height:.0f}%"></b></i>{value:.2f}</span>'
+    return f'<span class="change{" settled" if value < settled else ""}"><i><b style="height:{height:.0f}%"></b></i>{value:.2f}</span>'
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

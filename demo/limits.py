@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ MAX_JSON_BYTES = 2**20
 MAX_UPLOAD_BYTES = 12 * 2**20  # on the form; gradio's own `max_file_size` is on each file in it
 MAX_VISITORS = 10_000  # remembered at once
 _WORK = ("/queue/join", "/call/", "/run/", "/api/", "/upload")  # gradio's paths that make the server work
+_PORT = re.compile(r"^\[([^\]]+)\](?::\d+)?$|^([\d.]+):\d+$")  # some proxies tell it: [::1]:80, 1.2.3.4:80
 Item = TypeVar("Item")
 
 
@@ -167,9 +169,10 @@ def visitor(scope: Scope, proxies: int = 0) -> str:
         hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
         address = hops[-min(proxies, len(hops))] if hops else address
     try:
-        known = ipaddress.ip_address(address)
+        known = ipaddress.ip_address(_PORT.sub(lambda told: told[1] or told[2], address))
     except ValueError:
         return address[:64]
+    known = getattr(known, "ipv4_mapped", None) or known  # ::ffff:1.2.3.4, from a socket for both families
     return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == 6 else str(known)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from demo.model import ROOT, RUNS
 from demo.request import RequestError, number
-from iris.runs import read_metrics
+from iris.runs import read_metrics, start_time
 
 JOBS = RUNS / "demo"
 # Examples of 32 that two CPU cores train on in a minute, roughly: the schedule's length, while `minutes` is the limit.
@@ -49,11 +49,12 @@ class Job:
 
 @dataclass(frozen=True)
 class JobState:
-    """status: "running", "finished", "failed" or "stopped"; message: one sentence."""
+    """status: "running", "finished", "failed" or "stopped"; message: one sentence; started: of the process `pid`, whose number may be another's later."""
 
     status: str
     message: str
     pid: int = 0
+    started: str | None = None
 
 
 # --- the page's side -----------------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def start_job(job: Job, folder: Path) -> None:
             start_new_session=True,
         )
     _children.append(child)
-    _write_state(folder, JobState("running", "Starting.", child.pid))
+    _write_state(folder, JobState("running", "Starting.", child.pid, start_time(child.pid)))
 
 
 def new_folder() -> Path:
@@ -109,7 +110,7 @@ def read_state(folder: Path) -> JobState:
         state = JobState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return JobState("failed", "The training left no state.")
-    if state.status == "running" and not _alive(state.pid):
+    if state.status == "running" and not (_alive(state.pid) and state.started == start_time(state.pid)):
         return JobState("failed", "The training ended without a word; log.txt in its folder may say why.", state.pid)
     return state
 
@@ -197,7 +198,7 @@ def _sampler(run: Any, config: Any, init: Path, held_out: Any, train: Any) -> An
 def main(folder: Path) -> None:
     """Run the folder's job and write how it ended."""
     job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
-    _write_state(folder, JobState("running", f"Training {job.preset} for up to {job.minutes:g} minutes.", os.getpid()))
+    _write_state(folder, JobState("running", f"Training {job.preset} for up to {job.minutes:g} minutes.", os.getpid(), start_time(os.getpid())))
     try:
         _write_state(folder, JobState("finished", run_job(folder, job), os.getpid()))
     except ValueError as error:  # the library's own errors are one sentence

@@ -21,11 +21,11 @@ def newest_step(run: Path) -> int:
     return max((int(step) for step in steps if step.isdigit()), default=-1)
 
 
-def copy_run(source: Path, target: Path) -> None:
+def copy_run(source: Path, target: Path, prune: bool = True) -> None:
     """Make `target` a copy of the run folder `source`; the same function brings a run back. Raises OSError.
 
     Checkpoints come first and what says where the run stands comes after them, so a copy that is cut off in between is the
-    run of a moment earlier. Checkpoints that `source` no longer keeps are deleted at the end.
+    run of a moment earlier. With `prune` checkpoints that `source` no longer keeps are deleted at the end.
     """
     target.mkdir(parents=True, exist_ok=True)
     kept = [folder for folder in _folders(source) if (folder / _MANIFEST).is_file()]
@@ -36,7 +36,7 @@ def copy_run(source: Path, target: Path) -> None:
         if file.is_file():
             _copy_file(file, target / file.relative_to(source))
     wanted = {folder.relative_to(source) for folder in kept}
-    for folder in list(_folders(target)):
+    for folder in list(_folders(target)) if prune else []:
         if folder.relative_to(target) not in wanted and folder.parent.name == "checkpoints":
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -323,7 +323,8 @@ class IRISPipeline:
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            return str(api.upload_folder(repo_id=repo_id, folder_path=str(self.save_pretrained(Path(folder) / "model"))))
+            # What an earlier push left of more shards would not belong to the checkpoint.
+            return str(api.upload_folder(repo_id=repo_id, folder_path=str(self.save_pretrained(Path(folder) / "model")), delete_patterns=["*.safetensors", "*.json"]))
 
 
 def state_dicts(**modules: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -1,6 +1,6 @@
 """One run of training or evaluation and its folder; between runs only folders pass.
 
-    RUN/run.json         the configuration the run was started with
+    RUN/run.json         the configuration the run was started with, what it settled on since, and its id
     RUN/metrics.jsonl    one JSON object a line: {"step": ..., "loss": ..., ...}
     RUN/summary.json     the figures the run ended with
     RUN/figures/         pictures
@@ -38,6 +38,8 @@ LOCK_FILE = "lock.json"
 FOREIGN_LOCK_SECONDS = 900.0
 _REFRESH_SECONDS = 30.0
 MIRROR_SECONDS = 300.0  # between two copies to the mirror, which may be slow
+# Entries of run.json that are no part of the configuration.
+ID, SETTLED = "id", "settled"
 _FIGURE_NAME = re.compile(r"[\w][\w.-]*")
 
 
@@ -67,8 +69,8 @@ class Run:
         not how long to train. resume=False starts over; what an earlier run left is moved to RUN/previous-N.
         mirror: a second folder to keep a copy in (see `copy_to_mirror`). When it has come further than this folder, as on a
         new machine, the run is brought back from it first.
-        Raises RunError when another living process writes to it, when it was started with another config, or when the
-        folder cannot be written.
+        Raises RunError when another living process writes to it, when it was started with another config, when the mirror
+        is that of another run, or when the folder cannot be written.
         """
         path = Path(path).expanduser().resolve()
         try:
@@ -82,10 +84,12 @@ class Run:
                 run.mirror = _checked_mirror(path, Path(mirror).expanduser().resolve())
             if not resume:
                 _move_aside(path)
-            elif run.mirror is not None and (newest_step(run.mirror) > newest_step(path) or not (path / CONFIG_FILE).exists()):
-                copy_run(run.mirror, path)
+            elif run.mirror is not None:
+                _bring_back(run.mirror, path, config)
             _check_config(path, config)
             _cut_torn_line(path / METRICS_FILE)
+            if not resume:
+                run.copy_to_mirror(now=True)  # so that the mirror is this run's, and not the one before
         except OSError as error:
             run.close()
             raise RunError(f"the run folder {path} cannot be written: {error.strerror or error}.") from error
@@ -138,6 +142,17 @@ class Run:
         folder = self.path / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name.removesuffix('.png')}.png"
+
+    def settle(self, **facts: Any) -> None:
+        """Keep what decides the result and is known only now, such as the data's fingerprint; RunError if the run settled on something else."""
+        self._require_open()
+        stored = _read_object(self.path / CONFIG_FILE)
+        settled = stored.get(SETTLED, {})
+        different = sorted(name for name in facts if name in settled and settled[name] != _plain(name, facts[name]))
+        if different:
+            raise RunError(f"the run {self.path} was started from something else (it differs in {', '.join(different)}); use another folder, or resume=False to start over.")
+        if set(facts) - set(settled):
+            _write_config(self.path, stored | {SETTLED: settled | {name: _plain(name, value) for name, value in facts.items()}})
 
     def log(self, step: int, **values: Any) -> dict[str, Any]:
         """Append one row {"step": step, **values} to metrics.jsonl and return it as stored.
@@ -215,7 +230,7 @@ def read_summary(path: Path | str) -> dict[str, Any]:
 
 def read_config(path: Path | str) -> dict[str, Any]:
     """The configuration the run was started with, or {} when none was given."""
-    return _read_object(Path(path) / CONFIG_FILE)
+    return {name: value for name, value in _read_object(Path(path) / CONFIG_FILE).items() if name not in (ID, SETTLED)}
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -292,8 +307,7 @@ def _check_config(path: Path, config: Mapping[str, Any] | None) -> None:
         return
     wanted = {str(name): _plain(str(name), value) for name, value in config.items()}
     if not (path / CONFIG_FILE).exists():
-        _replace(path / CONFIG_FILE, json.dumps(wanted, indent=2, allow_nan=False) + "\n")
-        return
+        return _write_config(path, wanted | {ID: uuid.uuid4().hex})
     stored = read_config(path)
     different = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
     if different:
@@ -301,6 +315,21 @@ def _check_config(path: Path, config: Mapping[str, Any] | None) -> None:
             f"the run {path} was started with another configuration (it differs in {', '.join(different)}); "
             "use another folder, or resume=False to start over."
         )
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+    _replace(path / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False) + "\n")
+
+
+def _bring_back(mirror: Path, path: Path, config: Mapping[str, Any] | None) -> None:
+    """Copy the run from its mirror when that has come further; nothing here is deleted, and nothing is copied before it is sure to fit."""
+    here, there = (_read_object(folder / CONFIG_FILE) for folder in (path, mirror))
+    if here.get(ID) and there.get(ID) and here[ID] != there[ID]:
+        raise RunError(f"the mirror {mirror} is that of another run than {path}; use another mirror, or resume=False to start over.")
+    if newest_step(mirror) > newest_step(path) or not here:
+        if there:
+            _check_config(mirror, config)
+        copy_run(mirror, path, prune=False)
 
 
 def _checked_mirror(path: Path, mirror: Path) -> Path:
@@ -311,7 +340,7 @@ def _checked_mirror(path: Path, mirror: Path) -> Path:
 
 def _move_aside(path: Path) -> None:
     """Move what an earlier run left into RUN/previous-N, with the smallest free N."""
-    names = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "figures", "checkpoints", "pipeline")
+    names = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, "figures", "checkpoints", "pipeline")  # latents know themselves what they are of
     left = [path / name for name in names if (path / name).exists()]
     if left:
         number = 1
@@ -328,7 +357,7 @@ def _move_aside(path: Path) -> None:
 def _take_lock(path: Path) -> None:
     """Create RUN/lock.json for this process; a dead process's lock is taken over, a living one's raises RunError."""
     lock = path / LOCK_FILE
-    mine = json.dumps({"pid": os.getpid(), "started": _start_time(os.getpid()), "host": socket.gethostname()}).encode()
+    mine = json.dumps({"pid": os.getpid(), "started": start_time(os.getpid()), "host": socket.gethostname()}).encode()
     for _ in range(3):
         try:
             descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -381,10 +410,10 @@ def _holder_lives(data: bytes, age: float) -> bool:
         return False
     except OSError:
         return True
-    return started is None or started == _start_time(pid)  # numbers are used again, above all inside containers
+    return started is None or started == start_time(pid)  # numbers are used again, above all inside containers
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """A process's start in clock ticks since boot, where /proc tells (Linux)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

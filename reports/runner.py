@@ -158,14 +158,18 @@ def _execute(task: Task, start_over: bool, say: Callable[[str], None]) -> Outcom
     if start_over and "start_over" in task.notebook.parameters:
         values["start_over"] = True
     began, outcome = time.monotonic(), Outcome(task, "failed", "stopped; the same command continues.")
+
+    def keep(finished: bool = False) -> None:  # now and then, so that the time of a killed attempt counts too
+        task.write_record(**about, finished=finished, seconds=spent + time.monotonic() - began)
+
     try:
-        with _watched(task, say):
+        with _watched(task, say, keep):
             _papermill(task, values)
         outcome = Outcome(task, "finished", f"{(time.monotonic() - began) / 60:.1f} min.", True)
     except Exception as error:  # a notebook may fail in any way; the next one must still run
         outcome = Outcome(task, "failed", _reason(error), True)
     finally:  # Ctrl-C too
-        task.write_record(**about, finished=outcome.status == "finished", seconds=spent + time.monotonic() - began)
+        keep(outcome.status == "finished")
     return outcome
 
 
@@ -184,8 +188,8 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _watched(task: Task, say: Callable[[str], None], every_seconds: float = 30.0) -> Iterator[None]:
-    """While the kernel works, tell what the run's metrics say: a cell that trains for an hour is no silent cell."""
+def _watched(task: Task, say: Callable[[str], None], keep: Callable[[], None], every_seconds: float = 30.0) -> Iterator[None]:
+    """While the kernel works, tell what the run's metrics say (a cell that trains for an hour is no silent cell), and `keep` the time it took."""
     done = threading.Event()
 
     began = time.time()
@@ -193,6 +197,7 @@ def _watched(task: Task, say: Callable[[str], None], every_seconds: float = 30.0
     def watch() -> None:
         told = -1
         while not done.wait(every_seconds):
+            keep()
             row = _last_row(task.folder, began)
             if row and row["step"] != told:
                 told = row["step"]

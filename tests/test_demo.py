@@ -167,7 +167,7 @@ def test_inspect_returns_the_numbers_of_every_iteration(client: Client) -> None:
 
 
 def test_filmstrip_shows_every_step_and_no_text_of_a_visitor() -> None:
-    page = filmstrip_html(trace(nano_pipeline(), "<script>alert(1)</script>", num_steps=2, num_iterations=3))
+    page = filmstrip_html(trace(nano_pipeline(), "<script>alert(1)</script>", num_steps=2, num_iterations=3), 0.07)
     assert page.count("<details") == 2 and page.count('class="share"') == 2 * 3 * 2 and page.count('class="change') == 2 * 3
     assert "script" not in page and "data:image/png;base64," in page
 

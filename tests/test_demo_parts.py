@@ -30,6 +30,7 @@ from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
 from iris.checkpoint import CheckpointError
 from iris.evaluation.probes import trace
 from iris.pipeline import IRISPipeline, SamplingDefaults
+from iris.runs import start_time
 
 REQUEST = GenerationRequest("a red circle", seed=3, num_steps=3, num_iterations=4, guidance_scale=2.0)
 
@@ -248,7 +249,7 @@ def sleeper(folder: Path) -> subprocess.Popen:
     (folder / "job.json").write_text(json.dumps({"data": "scenes", "preset": "nano", "minutes": 1}))
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     training._children.append(child)
-    training._write_state(folder, training.JobState("running", "Training.", child.pid))
+    training._write_state(folder, training.JobState("running", "Training.", child.pid, start_time(child.pid)))
     return child
 
 
@@ -269,6 +270,15 @@ def test_a_job_that_died_is_told_so(jobs: Path) -> None:
         time.sleep(0.05)
     state = training.read_state(jobs / "one")
     assert state.status == "failed" and "log.txt" in state.message
+
+
+def test_a_process_number_used_again_is_not_the_job(jobs: Path) -> None:
+    child = sleeper(jobs / "one")
+    training._write_state(jobs / "one", training.JobState("running", "Training.", child.pid, "1"))  # as after a restart of the machine
+    assert training.running_job() is None and training.read_state(jobs / "one").status == "failed"
+    training.stop_job(jobs / "one")
+    assert child.poll() is None
+    child.kill()
 
 
 def test_a_job_that_fails_says_why(jobs: Path) -> None:

@@ -51,6 +51,15 @@ def test_a_model_that_was_pushed_draws_the_same_elsewhere_and_offline(hub: HubSe
     np.testing.assert_array_equal(np.load(tmp_path / "offline.npy"), expected)
 
 
+def test_a_smaller_model_pushed_over_a_larger_one_loads(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    hub.repositories["models/user/drawer"] = {"config.json": b"{}", "autoencoder-00001-of-00002.safetensors": b"x", "autoencoder-00002-of-00002.safetensors": b"x",
+                                              "README.md": b"kept"}
+    assert hub.client(tmp_path / "mine", PUSH, str(folder)).returncode == 0
+    drawn = hub.client(tmp_path / "theirs", DRAW, str(tmp_path / "drawn.npy"))
+    assert drawn.returncode == 0, drawn.stderr
+    assert hub.repositories["models/user/drawer"]["README.md"] == b"kept"
+
+
 @pytest.mark.parametrize("harm", ["flipped", "missing", "code beside"])
 def test_a_damaged_model_is_refused_with_the_files_name_and_foreign_code_stays_there(harm: str, hub: HubServer, folder: Path, tmp_path: Path) -> None:
     held = hub.repositories["models/user/drawer"] = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

@@ -46,7 +46,8 @@ def scope(client: str, forwarded: str = "") -> dict:
 @pytest.mark.parametrize(("client", "forwarded", "proxies", "name"), [
     ("1.2.3.4", "", 0, "1.2.3.4"), ("1.2.3.4", "6.6.6.6", 0, "1.2.3.4"), ("10.0.0.1", "6.6.6.6, 1.2.3.4", 1, "1.2.3.4"),
     ("10.0.0.1", "6.6.6.6, 1.2.3.4, 10.0.0.9", 2, "1.2.3.4"), ("10.0.0.1", "", 1, "10.0.0.1"), ("10.0.0.1", "no address", 1, "no address"),
-    ("2001:db8::1", "", 0, "2001:db8::/64"), ("2001:db8::ffff:1", "", 0, "2001:db8::/64"),
+    ("2001:db8::1", "", 0, "2001:db8::/64"), ("::ffff:1.2.3.4", "", 0, "1.2.3.4"),
+    ("10.0.0.1", "1.2.3.4:5555", 1, "1.2.3.4"), ("10.0.0.1", "[2001:db8::1]:80", 1, "2001:db8::/64"), ("2001:db8::ffff:1", "", 0, "2001:db8::/64"),
 ])
 def test_a_visitor_cannot_choose_a_name(client: str, forwarded: str, proxies: int, name: str) -> None:
     assert visitor(scope(client, forwarded), proxies) == name

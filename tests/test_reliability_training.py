@@ -190,6 +190,30 @@ def test_a_lost_machine_is_continued_from_the_mirror_bitwise(tmp_path: Path) -> 
     assert same_state(state_at(tmp_path / "drive" / "run", 12), state_at(tmp_path / "here", 12))
 
 
+def test_a_mirror_of_another_run_never_takes_a_runs_place(tmp_path: Path) -> None:
+    """A run that was started over is younger than its mirror until the first copy; what is older by then has more steps."""
+    _, batches, loss = worker.flow()
+    here, drive = tmp_path / "here", tmp_path / "drive"
+
+    def train(steps: int, **options: object) -> None:
+        with Run.open(here, {"a": 1}, **options) as run:
+            fit(worker.flow()[0], batches, loss, dataclasses.replace(LONG, train_steps=steps), run)
+
+    train(8, mirror=drive)
+    train(3, resume=False)  # and the machine ends before anything is mirrored
+    before = sorted((here / "checkpoints").iterdir())
+    with pytest.raises(RunError, match="is that of another run"):
+        Run.open(here, {"a": 1}, mirror=drive)
+    assert sorted((here / "checkpoints").iterdir()) == before and (drive / "checkpoints" / "step-00000008").is_dir()
+    train(3, resume=False, mirror=drive)  # said outright: the mirror follows at once
+    train(5, mirror=drive)
+    assert latest_checkpoint(drive / "checkpoints").metadata["step"] == 5
+    shutil.rmtree(here / "checkpoints" / "step-00000005")  # brought back, and nothing that is here is lost
+    (here / "checkpoints" / "step-00000002").mkdir()
+    with Run.open(here, {"a": 1}, mirror=drive):
+        assert {"step-00000002", "step-00000005"} <= {path.name for path in (here / "checkpoints").iterdir()}
+
+
 def test_a_copy_cut_off_at_any_moment_leaves_a_run_that_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property) -> None:
     """Every rename and every file's copy fails once; what is in the mirror then verifies, as the old run or as the new one."""
     _, batches, loss = worker.flow()

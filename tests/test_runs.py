@@ -196,6 +196,20 @@ def test_a_run_continues_with_the_same_config_only(path: Path) -> None:
     assert not (path / "lock.json").exists()
 
 
+def test_what_a_run_settled_on_stays(path: Path) -> None:
+    with Run.open(path, {"a": 1}) as run:
+        run.settle(pictures="x")
+        run.settle(pictures="x", autoencoder="y")
+    with Run.open(path, {"a": 1}) as run:
+        run.settle(autoencoder="y")
+        with pytest.raises(RunError, match=r"started from something else \(it differs in autoencoder, pictures\); use another folder"):
+            run.settle(autoencoder="z", pictures="w")
+    with Run.open(path, {"a": 1}, resume=False) as run:
+        run.settle(autoencoder="z", pictures="w")
+    with pytest.raises(RunError, match="closed"):
+        run.settle(autoencoder="z")
+
+
 def test_starting_over_moves_the_old_run_aside(path: Path) -> None:
     for number in range(3):
         with Run.open(path, {"number": number}, resume=False) as run:

@@ -94,6 +94,21 @@ def test_the_runtime_draws_the_pictures_of_torch(drawn: IRISPipeline, exported: 
 
 @exports
 @pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_carried_state_is_carried_in_the_runtime_too(drawn: IRISPipeline, exported: Path, scale: float) -> None:
+    from iris.runtime import OnnxPipeline
+
+    settings = {"num_steps": 4, "num_iterations": 2, "guidance_scale": scale}
+    runtime = OnnxPipeline(exported)
+    runtime.model["defaults"]["carry_state"] = True
+    carried, fresh = (drawn("red apple", seed=7, carry_state=carry, **settings).latents for carry in (True, False))
+    latents = runtime.latents("red apple", seed=7, **settings)
+    np.testing.assert_allclose(latents, carried.numpy(), atol=1e-3)
+    assert np.abs(latents - fresh.numpy()).max() > 1e-2
+
+
+@exports
+@pytest.mark.slow
 def test_the_command_draws_in_a_process_without_torch(exported: Path, tmp_path: Path) -> None:
     output = tmp_path / "apple.png"
     code = ("import sys; from iris.runtime.__main__ import main; status = main(sys.argv[1:]); "

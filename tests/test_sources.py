@@ -295,6 +295,7 @@ def test_scenes_by_name():
 def test_mixes_keep_their_shares_and_repeat_the_small(tmp_path):
     root = make_folder(tmp_path / "a+b", 10)
     assert _split_mix(f"scenes*2+folder:{root}") == [("scenes", 2.0), (f"folder:{root}", 1.0)]
+    assert load_dataset_by_name(f"scenes*2+folder:{root}", 32, "train", 9).name == f"scenes*2+folder:{root.name}"  # weights are part of the record
     small, large = ImageFolder(root, 16, "all"), Scenes(16, 40)
     mix = Mixture([small, large], [0.5, 0.5])
     keys = Counter(e.key for e in mix)

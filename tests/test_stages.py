@@ -14,7 +14,7 @@ from iris.checkpoint import CheckpointError, read_checkpoint
 from iris.config import preset
 from iris.data.scenes import Scenes
 from iris.pipeline import IRISPipeline
-from iris.runs import Run, read_metrics, read_summary
+from iris.runs import Run, RunError, read_metrics, read_summary
 from iris.training import stages
 from iris.training.loop import TrainConfig
 from iris.training.stages import StageResult
@@ -104,6 +104,24 @@ def test_a_stage_run_again_gives_the_same_model_without_training(results: dict[i
     after = read_checkpoint(again.pipeline_path).tensors
     assert all(torch.equal(before[part][name], after[part][name]) for part in before for name in before[part])
     assert again.summary["held_out_loss"] == results[3].summary["held_out_loss"]
+
+
+def test_a_run_goes_on_with_the_autoencoder_and_the_pictures_it_began_with(results: dict[int, StageResult], tmp_path: Path) -> None:
+    """A generator has learned the latents of one autoencoder; another one under it would draw something else, without a word."""
+    root = tmp_path / "runs"
+    run_stage(2, root, results[1].pipeline_path)
+    other = run_stage(1, tmp_path / "other", train=dataclasses.replace(TRAIN, seed=5))
+    with pytest.raises(RunError, match=r"it differs in autoencoder\)"):
+        run_stage(2, root, other.pipeline_path)
+    with Run.open(root / "stage-2", TRAIN.recipe()) as run, pytest.raises(RunError, match=r"it differs in pictures\)"):
+        stages.train_class_conditional(NANO, Scenes(32, count=17), DATA[1], TRAIN, run, results[1].pipeline_path)
+    assert run_stage(2, root, results[1].pipeline_path).summary["finished"]
+
+
+@pytest.mark.parametrize("stage", [1, 3, 5])
+def test_every_stage_trains_in_double_precision(results: dict[int, StageResult], stage: int, tmp_path: Path) -> None:
+    train = dataclasses.replace(TRAIN, train_steps=2, precision="fp64")
+    assert math.isfinite(run_stage(stage, tmp_path, results.get(stage - 1) and results[stage - 1].pipeline_path, train).summary["held_out_loss"])
 
 
 def test_a_stage_refuses_what_does_not_fit(results: dict[int, StageResult], tmp_path: Path) -> None:

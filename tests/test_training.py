@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from iris.checkpoint import read_checkpoint, write_checkpoint
 from iris.config import ConfigError, preset
+from iris.data.base import Example
 from iris.data.scenes import Scenes
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import INITIAL_STATE_STD, Generator, relative_change
@@ -424,7 +425,21 @@ def _image(scenes: Scenes, index: int) -> Tensor:
     return torch.from_numpy(scenes[index].image).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def test_a_cache_of_other_weights_or_damaged_is_made_again(tmp_path: Path) -> None:
+class Repainted:
+    """The same data set by name and length, in which one picture was replaced."""
+
+    def __init__(self, inner: Scenes) -> None:
+        self.inner, self.name, self.skipped = inner, inner.name, inner.skipped
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.inner[index]
+        return example if index != 2 else dataclasses.replace(example, image=255 - example.image)
+
+
+def test_a_cache_of_other_pictures_other_weights_or_damaged_is_made_again(tmp_path: Path) -> None:
     text, scenes = load_text_encoder(NANO.text), Scenes(32, count=4)
     torch.manual_seed(0)
     one, other = WaveletVAE(NANO.autoencoder).eval(), WaveletVAE(NANO.autoencoder).eval()
@@ -432,6 +447,10 @@ def test_a_cache_of_other_weights_or_damaged_is_made_again(tmp_path: Path) -> No
         other.encoder_shortcut.weight.mul_(2.0)
     first = encode_dataset(one, text, scenes, folder=tmp_path / "cache")
     assert not torch.equal(encode_dataset(other, text, scenes, folder=tmp_path / "cache").latents, first.latents)
+    repainted = Repainted(scenes)
+    assert (repainted.name, len(repainted)) == (scenes.name, len(scenes))
+    assert not torch.equal(encode_dataset(one, text, repainted, folder=tmp_path / "cache").latents, first.latents)
+    encode_dataset(one, text, scenes, folder=tmp_path / "cache")
     file = next((tmp_path / "cache").glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1

@@ -13,7 +13,7 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from demo.filmstrip import NOTE, filmstrip_html
+from demo.filmstrip import film_note, filmstrip_html
 from demo.knockout import PATHS, can_knock_out, without_path
 from demo.model import LoadedModel
 from demo.pictures import Shown, row_html
@@ -53,7 +53,7 @@ def build_tab(model: LoadedModel) -> InsideTab:
         negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=1, max_length=1000)
     request = [prompt, negative, seed, steps, iterations, guidance]
     status = status_line()
-    film = gr.HTML(NOTE, elem_id="film", elem_classes="plain")
+    film = gr.HTML(film_note(), elem_id="film", elem_classes="plain")
     with gr.Row(elem_classes="actions"):
         silence = gr.Button("Draw it without each path", size="md", scale=0, min_width=220, elem_id="silence", visible=can_knock_out(model.pipeline))
     silenced = gr.HTML("", elem_id="silenced", elem_classes="plain")
@@ -61,7 +61,7 @@ def build_tab(model: LoadedModel) -> InsideTab:
         charts = gr.HTML("", elem_classes="plain")
     ranges.expand(lambda: ranges_html(model.pipeline), None, charts, **PRIVATE)
 
-    watch = _look_event(look)
+    watch = _look_event(model, look)
 
     def run_after(start: Callable[..., Any]) -> None:
         runs_until_stopped(start, stop, status, watch, request, [film, status])
@@ -90,7 +90,7 @@ def look_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[Tr
     return look
 
 
-def _look_event(look: Callable[[GenerationRequest], Iterator[Trace]]) -> Callable[..., Iterator[tuple]]:
+def _look_event(model: LoadedModel, look: Callable[[GenerationRequest], Iterator[Trace]]) -> Callable[..., Iterator[tuple]]:
     """The page's own event: settings -> (filmstrip, status)."""
 
     @sentences
@@ -101,7 +101,7 @@ def _look_event(look: Callable[[GenerationRequest], Iterator[Trace]]) -> Callabl
         cost = [count(request.max_core_passes, "core pass"), f"seed {request.seed}"]
         yield gr.skip(), status_html(f"Looking at {count(request.num_steps, 'step')}", cost)
         for result in look(request):
-            yield filmstrip_html(result), status_html(f"{count(result.num_steps, 'step')}, {count(result.num_iterations, 'iteration')} each", cost)
+            yield filmstrip_html(result, model.pipeline.defaults.exit_threshold), status_html(f"{count(result.num_steps, 'step')}, {count(result.num_iterations, 'iteration')} each", cost)
 
     return watch
 

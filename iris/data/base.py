@@ -41,6 +41,19 @@ class ImageDataset(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+def fingerprint(dataset: ImageDataset, most: int = 2000) -> str:
+    """Sixteen hex digits of what a data set holds: name, length, and the key, captions and pixels of at most `most` pictures, evenly spread.
+
+    Up to that size no change of a picture or a word goes unseen.
+    """
+    digest = hashlib.sha256(f"{dataset.name} {len(dataset)}".encode())
+    for index in np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)):
+        example = dataset[int(index)]
+        digest.update(repr((example.key, example.captions, example.label, example.image.shape)).encode())
+        digest.update(np.ascontiguousarray(example.image))
+    return digest.hexdigest()[:16]
+
+
 def cache_dir() -> Path:
     """The folder for fetched and rendered data: the environment variable IRIS_CACHE, or ~/.cache/iris. Not created here."""
     chosen = os.environ.get("IRIS_CACHE", "")

@@ -79,7 +79,9 @@ def load_dataset_by_name(source: str, size: int, split: str = "train", limit: in
     whole = sum(weight for _, weight in parts)
     shares = [weight / whole for _, weight in parts]
     limits = [None if limit is None else max(1, math.ceil(limit * share)) for share in shares]
-    return Mixture([_load_part(name, size, split, most) for (name, _), most in zip(parts, limits, strict=True)], shares, limit)
+    loaded = [_load_part(name, size, split, most) for (name, _), most in zip(parts, limits, strict=True)]
+    name = "+".join(part.name + (f"*{weight:g}" if weight != 1.0 else "") for part, (_, weight) in zip(loaded, parts, strict=True))
+    return Mixture(loaded, shares, limit, name)
 
 
 def _split_mix(source: str) -> list[tuple[str, float]]:

@@ -200,7 +200,8 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)
     by_iterations = [exam.take(Setting(num_steps, depth)) for depth in depths]
     fixed = cheapest_equal(by_iterations)
-    fresh, carried = ([exam.take(Setting(4 if student else 8, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
+    carried_steps = 4 if student else 8
+    fresh, carried = ([exam.take(Setting(carried_steps, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
     saved = _saved(fresh, carried)
     carry = saved > 0
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
@@ -210,7 +211,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "trained_iterations": pipe.config.generator.mean_iterations,
         "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
         "by_iterations": [_plain(outcome) for outcome in by_iterations], "cheapest_fixed": _plain(fixed),
-        "carried": {"fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
+        "carried": {"num_steps": carried_steps, "fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
         "matrix": [_plain(outcome) for outcome in drawn], "frontier": frontier(drawn),
         "automatic": asdict(calibration) | {"outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
                                             "equal": automatic.at_least(max(by_iterations, key=lambda outcome: outcome.quality))},

@@ -111,7 +111,7 @@ class OnnxPipeline:
         if defaults["sampler"] not in SAMPLERS:
             raise RuntimeFailure(f"this model samples with {defaults['sampler']!r}; the runtime knows {', '.join(SAMPLERS)}.")
         context = self._context(prompts, guided=scale != 1.0)
-        return self._solve(context, seeds, steps, depth, scale, defaults["sampler"])
+        return self._solve(context, seeds, steps, depth, scale, defaults["sampler"], bool(defaults.get("carry_state")))
 
     def _context(self, prompts: list[str], guided: bool) -> Arrays:
         """Pooled text, keys and values; with guidance a second half of null captions."""
@@ -123,15 +123,19 @@ class OnnxPipeline:
         del self._kept["condition"]
         return context
 
-    def _solve(self, context: Arrays, seeds: list[int], steps: int, depth: int, scale: float, sampler: str) -> np.ndarray:
-        """From noise at t = 1 to data at t = 0: Euler's steps, or jumps to the data with new noise between (consistency)."""
+    def _solve(self, context: Arrays, seeds: list[int], steps: int, depth: int, scale: float, sampler: str, carry_state: bool) -> np.ndarray:
+        """From noise at t = 1 to data at t = 0: Euler's steps, or jumps to the data with new noise between (consistency).
+
+        carry_state: each step's core starts from the last one's state.
+        """
         sizes = self.model["config"]["autoencoder"]
         side = sizes["image_size"] // sizes["downsample"]
         shape = (sizes["latent_channels"], side, side)
         z = np.stack([standard_normal(stream(seed, NOISE), shape) for seed in seeds])
         times = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
+        state = None
         for step in range(steps):
-            velocity = self.velocity(z, times[step], context, depth, scale)
+            velocity, state = self.velocity(z, times[step], context, depth, scale, state if carry_state else None)
             if sampler == "euler":
                 z = z + (times[step + 1] - times[step]) * velocity
                 continue
@@ -141,21 +145,22 @@ class OnnxPipeline:
                 z = (1 - times[step + 1]) * z + times[step + 1] * fresh
         return z
 
-    def velocity(self, z: np.ndarray, t: float, context: Arrays, depth: int, scale: float) -> np.ndarray:
-        """v(z, t) after `depth` iterations; with guidance v_null + scale (v_text - v_null)."""
+    def velocity(self, z: np.ndarray, t: float, context: Arrays, depth: int, scale: float,
+                 state: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """v(z, t) after `depth` iterations from `state` (zeros without one), and the state then; with guidance v_null + scale (v_text - v_null)."""
         guided = len(context["mask"]) == 2 * len(z)
         embedded = self.run("prelude", {"z": z, "t": np.full(len(z), t, np.float32)})
         if guided:  # both passes see the same picture
             embedded = {name: np.concatenate([part, part]) for name, part in embedded.items()}
         inputs = {"injected": embedded["injected"], "condition": embedded["condition_of_t"], **context}
-        state = np.zeros_like(embedded["injected"])
+        state = np.zeros_like(embedded["injected"]) if state is None else state
         for iteration in range(1, depth + 1):
             state = self.run("core", {**inputs, "state": state, "iteration": np.array([iteration], np.float32)})["next_state"]
         velocity = self.run("coda", {"state": state, "tokens": embedded["tokens"], "condition": embedded["condition_of_t"]})["velocity"]
         if not guided:
-            return velocity
+            return velocity, state
         text, null = np.split(velocity, 2)
-        return null + np.float32(scale) * (text - null)
+        return null + np.float32(scale) * (text - null), state
 
 
 def _checked(name: str, value: Any, whole: bool = False) -> Any:

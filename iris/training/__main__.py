@@ -50,6 +50,9 @@ class _Follower(Run):
     def write_summary(self, summary) -> Path:
         return self.path / "summary.json"
 
+    def settle(self, **facts: object) -> None:
+        """The first process compares."""
+
 
 def _loss_options(stage: Stage, **said: float | None) -> dict[str, float]:
     """What was said of the loss; BadParameter where the stage knows no such thing."""
@@ -90,6 +93,7 @@ def main(
     options = ({"init": init} if init else {}) | loss_options
     first = join_processes().is_main_process
     folder = open_run(run, config, train, data, mirror=mirror, loss_options=loss_options) if first else _Follower(run)
+    join_processes().wait_for_everyone()  # the first one may have brought the run back from its mirror
     with contextlib.closing(folder):
         result = RECIPES[stage](config, pictures, held_out, train, folder, **options)
     if first:

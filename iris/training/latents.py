@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from iris.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from iris.data.base import Example, ImageDataset
+from iris.data.base import Example, ImageDataset, fingerprint
 from iris.nn.autoencoder import WaveletVAE
 from iris.rng import rng_for
 from iris.text import TextEncoder
@@ -40,8 +41,8 @@ def encode_dataset(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: 
 
     At most `captions_per_image` phrasings are kept of each: the first, and others drawn by the example's index.
     """
-    key = {"data": f"{dataset.name}:{len(dataset)}", "captions": f"{captions.__name__}:{captions_per_image}", "text": repr(text_encoder.config),
-           "autoencoder": _digest(autoencoder)}
+    key = {"data": fingerprint(dataset), "captions": f"{captions.__name__}:{captions_per_image}", "text": repr(text_encoder.config),
+           "autoencoder": weights_digest(autoencoder)}
     if folder is not None and (folder / "config.json").exists():
         try:
             stored = read_checkpoint(folder)
@@ -62,9 +63,10 @@ def _choose(phrasings: tuple[str, ...], count: int, index: int) -> tuple[str, ..
     return (phrasings[0], *(phrasings[int(other)] for other in others))
 
 
-def _digest(autoencoder: WaveletVAE) -> str:
+def weights_digest(module: nn.Module) -> str:
+    """Sixteen hex digits of every weight and buffer of a module."""
     digest = hashlib.sha256()
-    for tensor in autoencoder.state_dict().values():
+    for tensor in module.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

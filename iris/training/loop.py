@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -150,9 +151,13 @@ class _Meters:
 
 
 def join_processes() -> PartialState:
-    """The processes this one was launched with, joined: over NCCL with GPUs, over gloo without (accelerate joins no CPUs by itself)."""
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return PartialState(cpu=together and not torch.cuda.is_available())
+    """The processes this one was launched with, joined: over NCCL with GPUs, over gloo without (accelerate joins no CPUs by itself).
+
+    Where there is no CUDA the CPU computes, on a Mac too: accelerate would take its GPU by itself, which knows no double precision.
+    They wait for each other up to two hours, for the first one may encode a large data set meanwhile.
+    """
+    together = {"timeout": timedelta(hours=2)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
+    return PartialState(cpu=not torch.cuda.is_available(), **together)
 
 
 class _Session:
@@ -162,7 +167,7 @@ class _Session:
         self.train, self.run = train, run
         join_processes()
         AcceleratorState._reset_state()  # it keeps the first precision of a process; the joined processes stay as they are
-        self.accelerator = Accelerator(mixed_precision=accelerate_precision(train.precision))
+        self.accelerator = Accelerator(mixed_precision=accelerate_precision(train.precision), cpu=not torch.cuda.is_available())
         if train.precision == "fp64":
             module = module.double()
         self.module = module.to(self.accelerator.device).train()
@@ -248,6 +253,8 @@ class _Session:
             found = read_checkpoint(step_folder(self.run.checkpoint_path, self.anchor))
         except CheckpointError:
             found = latest_checkpoint(self.run.checkpoint_path)
+        if found is None:
+            raise TrainingError(f"step {self.step} has to be taken back, but {self.run.checkpoint_path} holds no good checkpoint any more.")
         self._load(found)
 
     def place(self, draw: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from iris.checkpoint import CheckpointError, load_module, read_checkpoint, resolve_folder, write_checkpoint
 from iris.config import IRISConfig
-from iris.data.base import ImageDataset
+from iris.data.base import ImageDataset, fingerprint
 from iris.features import load_features
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
@@ -22,7 +22,7 @@ from iris.pipeline import SamplingDefaults, state_dicts
 from iris.runs import Run
 from iris.text import load_text_encoder
 from iris.training.batches import ImageBatches, LatentBatches, LatentDataset, to_images
-from iris.training.latents import Captions, class_captions, encode_dataset, written_captions
+from iris.training.latents import Captions, class_captions, encode_dataset, weights_digest, written_captions
 from iris.training.loop import FitResult, OnLog, TrainConfig, fit, join_processes
 from iris.training.losses import ConsistencyLoss, ReconstructionLoss, RectifiedFlowLoss
 
@@ -43,12 +43,13 @@ def train_autoencoder(config: IRISConfig, train_data: ImageDataset, held_out_dat
     """Stage 1: the wavelet VAE. The perceptual term is left out when its package is missing, and the summary says so."""
     torch.manual_seed(train.seed)  # initial weights only; all later draws are named by (seed, step)
     autoencoder = WaveletVAE(config.autoencoder)
+    run.settle(pictures=fingerprint(train_data))
     if init is not None:
         load_module(autoencoder, _read_model(init, config, ("autoencoder",))["autoencoder"])
     features = load_features("lite0") if perceptual_weight > 0 else None
     loss = ReconstructionLoss(features, perceptual_weight=perceptual_weight)
-    if features is not None and torch.cuda.is_available():
-        features.to("cuda")
+    if features is not None:
+        features.to("cuda" if torch.cuda.is_available() else "cpu", torch.float64 if train.precision == "fp64" else torch.float32)
     result = fit(autoencoder, ImageBatches(train_data, train.batch_size, train.seed), loss, train, run,
                  ImageBatches(held_out_data, train.batch_size, train.seed), on_log)
     autoencoder = result.module.float()
@@ -117,6 +118,7 @@ def any_depth(train: TrainConfig) -> dict[str, Any]:
 def _train_flow(stage: int, config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
                 init: str | Path, on_log: OnLog | None, captions: Captions, loss_options: dict[str, Any]) -> StageResult:
     autoencoder, generator = load_models(init, config, train.seed)
+    run.settle(autoencoder=weights_digest(autoencoder), pictures=fingerprint(train_data))
     data = _encode_both(config, autoencoder, train_data, held_out_data, captions, run)
     loss = RectifiedFlowLoss(**loss_options)
     result = _fit_latents(generator, loss, data, train, run, on_log)
@@ -151,14 +153,15 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     """Stage 5: a student that jumps to the data in 1, 2 or 4 steps, with the teacher's guidance inside."""
     autoencoder, teacher = load_models(init, config, train.seed, trained=True)
     _, student = load_models(init, config, train.seed)
+    run.settle(autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data))
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stages = loss_options.get("stages", 4)
     loss_options = {"stages": stages, "steps_per_stage": max(1, train.train_steps // stages), "exit_weight": 0.5, **loss_options}
-    loss = ConsistencyLoss(teacher.to(device), guidance_scale, **loss_options)
+    loss = ConsistencyLoss(teacher.to(device, torch.float64 if train.precision == "fp64" else torch.float32), guidance_scale, **loss_options)
     result = _fit_latents(student, loss, data, train, run, on_log)
     student = result.module.float()
-    summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher, data[1], guidance_scale)}
+    summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale)}
     defaults = SamplingDefaults(num_steps=4, num_iterations=config.generator.mean_iterations, guidance_scale=1.0, sampler="consistency")
     return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, init,
                    {"guidance_scale": guidance_scale, **loss_options})
