@@ -90,12 +90,12 @@ class Run:
             _cut_torn_line(path / METRICS_FILE)
             if not resume:
                 run.copy_to_mirror(now=True)  # so that the mirror is this run's, and not the one before
-        except OSError as error:
+        except (OSError, RunError) as error:
+            run.mirror = None  # a run that was not opened has nothing to bring there
             run.close()
+            if isinstance(error, RunError):
+                raise
             raise RunError(f"the run folder {path} cannot be written: {error.strerror or error}.") from error
-        except RunError:
-            run.close()
-            raise
         return run
 
     def __enter__(self) -> Run:
@@ -236,7 +236,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
 def _read_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise RunError(f"{file} is not valid JSON.") from error
