@@ -61,7 +61,7 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
                 with gr.Tab("One picture"):
                     edited = edit.build_tab(model)
                 with gr.Tab("Between two"):
-                    between.build_tab(model)
+                    follow = between.build_tab(model)
             with gr.Tab("Latents", id="latents"):
                 taken = latents.build_tab(model)
             if not public:
@@ -74,7 +74,8 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
         made.edit.click(lambda drawn: (gr.Tabs(selected="edit"), *edit.receive(drawn)), made.chosen, [tabs, *edited.inputs], **PRIVATE)
         taken.run_after(taken.take.click(latents.receive, made.chosen, taken.inputs, **PRIVATE).success)
         made.restore_on(page.load)
-        told.refresh_on(page.load)
+        for refresh_on in (made.refresh_on, compared.refresh_on, looked.refresh_on, follow, told.refresh_on):
+            refresh_on(page.load)
         told.refresh_on(model_tab.select)
     # One picture at a time, and a 33rd visitor is told so at once (503).
     return page.queue(max_size=32, default_concurrency_limit=1)

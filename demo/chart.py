@@ -68,9 +68,13 @@ class Scale(NamedTuple):
         return grid + numbers + ends
 
     def _levels(self) -> list[float]:
-        """1, 2 and 5 times powers of ten inside the range; of many, the powers alone."""
+        """1, 2 and 5 times powers of ten inside the range; of many, the powers alone; of too few, more between them."""
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        inside = [m * 10.0**p for p in powers for m in (1, 2, 5) if self.low <= m * 10.0**p <= self.high]
+        for multiples in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(tenth / 10 for tenth in range(10, 100))):
+            inside = [m * 10.0**p for p in powers for m in multiples if self.low <= m * 10.0**p <= self.high]
+            if len(inside) > 1:
+                break
+        inside = inside if len(multiples) < 10 else inside[:: max(1, len(inside) // 3)]
         return inside if len(inside) <= 6 else [tick for tick in inside if f"{tick:e}"[0] == "1"]
 
 

@@ -41,7 +41,7 @@ class GenerationRequest:
         """Check untrusted values; raises RequestError, or PromptError from `iris.text`."""
         prompt = clean_prompt(prompt)
         if not prompt:
-            raise RequestError("Write a prompt first, for example: red apple.")
+            raise RequestError("Write a prompt first: say what to draw.")
         return cls(
             prompt=prompt,
             negative_prompt=clean_prompt("" if negative_prompt is None else negative_prompt),

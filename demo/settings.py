@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,7 +44,7 @@ def ask_row(model: LoadedModel, name: str, label: str, action: str) -> tuple[gr.
     """The first row of a tab beside Create: prompt, a button that begins and one that stops; `name` begins the components' ids."""
     with gr.Row(elem_classes="ask"):
         prompt = gr.Textbox(
-            label=label, show_label=False, placeholder=f"Describe a picture, for example: {model.example}", lines=1, max_lines=1,
+            label=label, show_label=False, placeholder=suggestion(model), lines=1, max_lines=1,
             max_length=1000, scale=5, min_width=240, container=False, elem_id=f"{name}-prompt",
         )
         go = gr.Button(action, variant="primary", scale=1, min_width=110, elem_id=f"{name}-go")
@@ -72,11 +73,28 @@ def fill_defaults(model: LoadedModel) -> tuple[Any, ...]:
 
 
 def starting_values(model: LoadedModel) -> tuple[int, int | str, float]:
-    """Steps, iterations and guidance that the model's makers chose, within what this page allows."""
+    """Steps, iterations and guidance that the model's makers chose, within what this page allows; where they are none of its efforts, the best one."""
     defaults = model.pipeline.defaults
     iterations = defaults.num_iterations
-    depth = "auto" if iterations == "auto" else min(int(iterations), ITERATIONS[1])
-    return min(defaults.num_steps, STEPS[1]), depth, min(float(defaults.guidance_scale), GUIDANCE[1])
+    steps, depth = min(defaults.num_steps, STEPS[1]), "auto" if iterations == "auto" else min(int(iterations), ITERATIONS[1])
+    if effort_named(model.pipeline, steps, depth) is None:
+        steps, depth = efforts(model.pipeline)["Best"]
+    return steps, depth, min(float(defaults.guidance_scale), GUIDANCE[1])
+
+
+def refreshing(model: LoadedModel, values: Callable[[], tuple], outputs: list[Component]) -> Callable[[Callable[..., Any]], Any]:
+    """A function of an event that brings `outputs` up to date, where another model has been loaded since the page was built."""
+    built_for = model.pipeline
+
+    def fresh() -> tuple:
+        return (gr.skip(),) * len(outputs) if model.pipeline is built_for else values()
+
+    return lambda event: event(fresh, None, outputs, **PRIVATE)
+
+
+def suggestion(model: LoadedModel) -> str:
+    """What an empty prompt field says."""
+    return f"Describe a picture, for example: {model.example}"
 
 
 def build_settings(model: LoadedModel) -> tuple[Settings, Component, Component]:

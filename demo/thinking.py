@@ -16,14 +16,31 @@ from demo.model import LoadedModel
 from demo.pictures import Shown, crisp, data_uri, row_html, sheet
 from demo.request import GenerationRequest
 from demo.serving import on_gpu
+from demo.status import count
 from iris.evaluation.probes import Trace, trace
-from iris.pipeline import GeneratedImages
+from iris.pipeline import GeneratedImages, IRISPipeline
 
 MAX_REFINED = 8  # pictures shown
 DEPTHS: tuple[int | str, ...] = (1, 2, 4, 8, 16, "auto")
 VIOLET, GROUND = np.array((99, 73, 196)), np.array((243, 239, 234))
 _MOVE = ("const f=this.closest('.scrub');f.style.setProperty('--{0}',this.value-1);"
          "this.parentElement.querySelector('output').value=this.value")
+
+
+NOTE = ("The core runs the same weights again and again before the model answers. Here one seed is drawn with less and more "
+        "of that, and then one drawing is opened turn by turn.")
+
+
+def depth_note(pipeline: IRISPipeline) -> str:
+    """What the tab shows, and what thinking longer was measured to buy in this model: "by_iterations" of its metadata, shares by iterations."""
+    told = pipeline.metadata.get("by_iterations")
+    shares = {}
+    for key, value in told.items() if isinstance(told, dict) else ():
+        if str(key).isdecimal() and 0 < int(key) <= 64 and isinstance(value, (int, float)) and 0 <= value <= 1:
+            shares[int(key)] = float(value)
+    measured = ", ".join(f"{share:.0%} after {count(number, 'iteration')}" for number, share in sorted(shares.items())[:8])
+    said = f" Measured in this model, held-out captions drawn right: {measured}." if len(shares) > 1 else " What it buys has not been measured for this model."
+    return f'<p class="note">{NOTE}{said}</p>'
 
 
 @dataclass(frozen=True)

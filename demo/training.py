@@ -33,6 +33,7 @@ MINUTES = (1.0, 120.0)
 MAX_PICTURES = 5_000  # more than some minutes can look at; encoding them would take longer than training
 AUTOENCODER_SHARE = 0.4  # of the minutes, when stage 1 is needed
 STAGES = ("autoencoder", "text-to-image")
+CAPTIONS = "captions.json"
 _children: list[subprocess.Popen] = []
 
 
@@ -136,6 +137,14 @@ def sample_files(folder: Path) -> list[Path]:
     return [file for file in files if file.name.startswith(newest)]
 
 
+def sample_captions(folder: Path) -> list[str]:
+    """What the samples should show, in their order."""
+    try:
+        return [str(caption) for caption in json.loads((folder / STAGES[1] / CAPTIONS).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
 def model_folder(folder: Path) -> Path:
     """Where the job's model is when it has finished."""
     return folder / STAGES[1] / "pipeline"
@@ -192,13 +201,14 @@ def _sampler(run: Any, config: Any, init: Path, held_out: Any, train: Any) -> An
     from iris.evaluation.snapshots import Snapshots
 
     prompts = list(dict.fromkeys(held_out[index].captions[0] for index in range(min(4, len(held_out)))))
+    (run.path / CAPTIONS).write_text(json.dumps(prompts), encoding="utf-8")
     return Snapshots(run, config, init, prompts, train.train_steps)
 
 
 def main(folder: Path) -> None:
     """Run the folder's job and write how it ended."""
     job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
-    _write_state(folder, JobState("running", f"Training {job.preset} for up to {job.minutes:g} minutes.", os.getpid(), start_time(os.getpid())))
+    _write_state(folder, JobState("running", f"Training {job.preset} for up to {job.minutes:g} minute{'' if job.minutes == 1 else 's'}.", os.getpid(), start_time(os.getpid())))
     try:
         _write_state(folder, JobState("finished", run_job(folder, job), os.getpid()))
     except ValueError as error:  # the library's own errors are one sentence

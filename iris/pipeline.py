@@ -94,13 +94,13 @@ class _Request:
     max_core_passes: int | None = None
 
 
-def _number(name: str, value: object, kind: type) -> Any:
-    """`value` as int or float within its limits, or a SamplingError that says what is allowed."""
+def _number(name: str, value: object, kind: type, other: str = "") -> Any:
+    """`value` as int or float within its limits, or a SamplingError that says what is allowed; `other` is a word that would do too."""
     low, high = LIMITS[name]
     whole = isinstance(value, (int, np.integer)) or (isinstance(value, float) and kind is int and value.is_integer())
     fits = not isinstance(value, bool) and (whole or (kind is float and isinstance(value, (float, np.floating))))
     if not fits or not low <= value <= high:
-        raise SamplingError(f"{name} is {shortened(value)}; use {'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}.")
+        raise SamplingError(f"{name} is {shortened(value)}; use {'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}{other and f' or {other!r}'}.")
     return kind(value)
 
 
@@ -204,7 +204,7 @@ class IRISPipeline:
         return _Request(
             prompts, clean_prompt(negative_prompt) if negative_prompt else None, self._seeds(seed, len(prompts), count),
             _number("num_steps", self.defaults.num_steps if num_steps is None else num_steps, int),
-            "auto" if depth == "auto" else _number("num_iterations", depth, int),
+            "auto" if depth == "auto" else _number("num_iterations", depth, int, "auto"),
             _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float), name,
             self.defaults.carry_state if carry_state is None else bool(carry_state),
             None if max_core_passes is None else _number("max_core_passes", max_core_passes, int))

@@ -40,6 +40,7 @@ _REFRESH_SECONDS = 30.0
 MIRROR_SECONDS = 300.0  # between two copies to the mirror, which may be slow
 # Entries of run.json that are no part of the configuration.
 ID, SETTLED = "id", "settled"
+_START_OVER = "start over (start_over=True in a notebook, --start-over on the command line, resume=False here)"
 _FIGURE_NAME = re.compile(r"[\w][\w.-]*")
 
 
@@ -150,7 +151,7 @@ class Run:
         settled = stored.get(SETTLED, {})
         different = sorted(name for name in facts if name in settled and settled[name] != _plain(name, facts[name]))
         if different:
-            raise RunError(f"the run {self.path} was started from something else (it differs in {', '.join(different)}); use another folder, or resume=False to start over.")
+            raise RunError(f"the run {self.path} was started from something else (it differs in {', '.join(different)}); use another folder, or {_START_OVER}.")
         if set(facts) - set(settled):
             _write_config(self.path, stored | {SETTLED: settled | {name: _plain(name, value) for name, value in facts.items()}})
 
@@ -313,7 +314,7 @@ def _check_config(path: Path, config: Mapping[str, Any] | None) -> None:
     if different:
         raise RunError(
             f"the run {path} was started with another configuration (it differs in {', '.join(different)}); "
-            "use another folder, or resume=False to start over."
+            f"use another folder, or {_START_OVER}."
         )
 
 
@@ -325,7 +326,7 @@ def _bring_back(mirror: Path, path: Path, config: Mapping[str, Any] | None) -> N
     """Copy the run from its mirror when that has come further; nothing here is deleted, and nothing is copied before it is sure to fit."""
     here, there = (_read_object(folder / CONFIG_FILE) for folder in (path, mirror))
     if here.get(ID) and there.get(ID) and here[ID] != there[ID]:
-        raise RunError(f"the mirror {mirror} is that of another run than {path}; use another mirror, or resume=False to start over.")
+        raise RunError(f"the mirror {mirror} is that of another run than {path}; use another mirror, or {_START_OVER}.")
     if newest_step(mirror) > newest_step(path) or not here:
         if there:
             _check_config(mirror, config)

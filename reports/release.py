@@ -224,6 +224,8 @@ def release(
         data_lines(part)  # refuse before anything is written
     if thinking:
         pipe.metadata["frontier"] = thinking["frontier"]
+        if "right" in thinking["by_iterations"][0]:
+            pipe.metadata["by_iterations"] = {row["num_iterations"]: round(row["right"]["every"]["value"], 4) for row in thinking["by_iterations"]}
     pipe.save_pretrained(folder)
     pipe = IRISPipeline.from_pretrained(folder)  # the sheet shows what is released, half precision included
     prompts, images, pipe.metadata["examples"] = contact_sheet(pipe, source)

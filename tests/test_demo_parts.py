@@ -20,11 +20,12 @@ from demo import model as models
 from demo import training
 from demo.drawing import drawing_stream, thinking
 from demo.editing import EXTEND, REPAINT, REWORD, fit_mask, fit_picture, painted_mask, plan_edit, uploaded
-from demo.effort import DISTILLED, SOLVED, Effort, effort_named, efforts
+from demo.effort import DISTILLED, Effort, effort_named, efforts
 from demo.link import read_link
 from demo.model import LoadedModel, ModelError
 from demo.request import GenerationRequest, RequestError
 from demo.serving import cache_file, cache_picture
+from demo.settings import starting_values
 from demo.tabs import train
 from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
 from iris.checkpoint import CheckpointError
@@ -76,12 +77,15 @@ def test_looking_inside_draws_what_create_draws(pipeline: IRISPipeline, negative
 
 def test_a_model_may_bring_its_own_efforts() -> None:
     pipeline = nano_pipeline()
-    assert efforts(pipeline) == SOLVED and effort_named(pipeline, 8, 4) == "Balanced" and effort_named(pipeline, 8, "auto") == "Automatic"
+    pipeline.defaults = SamplingDefaults(num_steps=12, num_iterations=6)
+    parts = {"Draft": Effort(4, 2), "Balanced": Effort(6, 3), "Best": Effort(12, 6), "Automatic": Effort(12, "auto")}
+    assert efforts(pipeline) == parts and effort_named(pipeline, 6, 3) == "Balanced" and effort_named(pipeline, 12, "auto") == "Automatic"
     assert effort_named(pipeline, 7, 3) is None
     pipeline.metadata["frontier"] = {"Draft": [2, 3], "Best": [12, "auto"], "Balanced": [0, 4], "Automatic": "all", "Other": [1, 1], 5: None}
-    assert efforts(pipeline) == {**SOLVED, "Draft": Effort(2, 3), "Best": Effort(12, "auto")}
+    assert efforts(pipeline) == {**parts, "Draft": Effort(2, 3), "Best": Effort(12, "auto")}
+    assert starting_values(LoadedModel(pipeline))[:2] == (12, "auto"), "the page opens with one of its efforts"
     pipeline.metadata["frontier"] = ["damaged"]
-    assert efforts(pipeline) == SOLVED
+    assert efforts(pipeline) == parts
     pipeline.defaults = SamplingDefaults(sampler="consistency")
     assert efforts(pipeline) == DISTILLED
 

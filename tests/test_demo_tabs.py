@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from demo_browser import NARROW, PATIENCE, WIDE, Visit, browser, expect, loaded_width, screenshot, visit  # noqa: F401
-from demo_server import Server, server  # noqa: F401
+from demo_server import Server, nano_pipeline, server  # noqa: F401
 from PIL import Image
 
 from demo.png import read_png
 from demo.tabs import train
+from iris.pipeline import SamplingDefaults
 
 pytestmark = pytest.mark.browser
 LOOKS = pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light"), (NARROW, "dark")],
@@ -55,15 +57,15 @@ def save(visitor: Visit, text: str, path: Path) -> Path:
 def test_create_with_several_pictures_and_the_gallery(visit, size: tuple[int, int], scheme: str, tmp_path: Path) -> None:  # noqa: F811
     visitor = visit(size, scheme)
     page = visitor.page
-    page.get_by_role("radio", name="Draft").check()
+    expect(page.get_by_role("radio", name="Best")).to_be_checked()  # what the model's makers chose
     page.get_by_role("button", name="Advanced").first.click()
-    expect(page.locator("#steps input[type=number]")).to_have_value("4")
+    expect(page.locator("#steps input[type=number]")).to_have_value("3")
     expect(page.locator("#iterations input[type=number]")).to_have_value("2")
     visitor.write("images", "2")
     page.locator("#watch input").check()
     visitor.prompt.fill("red apple")
     visitor.prompt.press("Enter")
-    expect(visitor.status).to_contain_text("Picture 2 of 2: Done in 4 steps", timeout=PATIENCE)
+    expect(visitor.status).to_contain_text("Picture 2 of 2: Done in 3 steps", timeout=PATIENCE)
     shelf = page.locator("#visit button.thumbnail-lg, #visit .thumbnail-item")
     expect(shelf).to_have_count(2)
     shelf.nth(1).click()
@@ -278,3 +280,27 @@ def test_model_shows_its_card_and_the_report(visit, size: tuple[int, int], schem
     visitor.tab("Report")
     expect(visitor.page.locator("#report")).to_contain_text("claim", timeout=PATIENCE)
     look_at(visitor, "model", size, scheme, tmp_path)
+
+
+def test_another_model_brings_its_own_suggestions_to_every_page(visit, tmp_path: Path) -> None:  # noqa: F811
+    """The last test of this server: it goes on with the other model."""
+    other = nano_pipeline()
+    other.metadata["examples"], other.metadata["by_iterations"] = ["green tree"], {"1": 0.25, "8": 0.5}
+    other.defaults = SamplingDefaults(num_steps=5, num_iterations=7, guidance_scale=1.5)
+    folder = other.save_pretrained(tmp_path / "green")
+    visitor = visit()
+    visitor.tab("Depth")
+    expect(visitor.page.locator("#depth-note")).to_contain_text("has not been measured")
+    visitor.tab("Model")
+    visitor.write("choice", str(folder))
+    visitor.page.locator("#load").click()
+    expect(visitor.page.locator("#examples")).to_contain_text("green tree", timeout=PATIENCE)
+    for one in (visitor, visit()):  # the one that loaded it, and one that is opened later
+        page = one.page
+        expect(page.locator("#examples")).to_contain_text("green tree", timeout=PATIENCE)
+        expect(page.locator("#examples")).not_to_contain_text("red apple")
+        expect(page.locator("#prompt textarea, #prompt input").first).to_have_attribute("placeholder", re.compile("green tree"))
+        one.tab("Depth")
+        expect(page.locator("#depth-prompt textarea, #depth-prompt input").first).to_have_attribute("placeholder", re.compile("green tree"))
+        expect(page.locator("#depth-note")).to_contain_text("25% after 1 iteration, 50% after 8 iterations")
+        expect(page.locator("#depth-steps input[type=number]")).to_have_value("5")

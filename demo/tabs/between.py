@@ -8,16 +8,18 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData
 from PIL import Image
 
-from demo.fields import build_numbers
+from demo.fields import build_numbers, number_values
 from demo.model import LoadedModel
 from demo.pictures import data_uri
 from demo.request import MAX_SEED, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, cache_file, on_gpu, runs_until_stopped, sentences
+from demo.settings import refreshing
 from demo.status import count, status_html, status_line
 from iris.editing import interpolation
 
@@ -51,8 +53,8 @@ class Film:
 Filming = Callable[[Way], Iterator[Film]]
 
 
-def build_tab(model: LoadedModel) -> None:
-    """The tab's components and events inside the current Blocks."""
+def build_tab(model: LoadedModel) -> Callable[[Callable[..., Any]], Any]:
+    """The tab's components and events inside the current Blocks; returns what brings them up to date on an event."""
     stream = filming(model)
     gr.HTML(NOTE, elem_classes="plain")
     with gr.Row():
@@ -75,6 +77,8 @@ def build_tab(model: LoadedModel) -> None:
         partial(gr.on, [prompt.submit, other.submit, go.click]), stop, status, _animate_event(stream), inputs, [film, status, numbers.seed, save],
     )
     _interpolate_endpoint(stream)
+    return refreshing(model, lambda: (gr.update(placeholder=model.example), *number_values(model)),
+                      [prompt, numbers.steps, numbers.iterations, numbers.auto, numbers.guidance])
 
 
 def filming(model: LoadedModel) -> Filming:

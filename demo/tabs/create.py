@@ -19,7 +19,7 @@ from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.png import PngError, read_png
 from demo.request import MAX_SEED, STEPS, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences
-from demo.settings import MAX_IMAGES, PRIVATE, build_settings, fill, fill_defaults
+from demo.settings import MAX_IMAGES, PRIVATE, build_settings, fill, fill_defaults, refreshing, suggestion
 from demo.status import count, status_html, status_line
 from demo.visit import Drawn, captions, picked, remember
 from iris.pipeline import IRISPipeline
@@ -33,7 +33,7 @@ QUEUED = {**PRIVATE, "queue": True, "concurrency_limit": None}  # only through t
 class CreateTab:
     """What the page joins to: `request` holds prompt, negative prompt, seed, steps, iterations, automatic and guidance.
 
-    restore_on(event) fills the settings when a page is opened; `chosen` is the picture on show, as a Drawn.
+    restore_on(event) fills the settings when a page is opened, refresh_on(event) what suggests prompts; `chosen` is the picture on show, as a Drawn.
     """
 
     think_longer: gr.Button
@@ -42,6 +42,7 @@ class CreateTab:
     request: list[Component]
     chosen: gr.State
     restore_on: Callable[[Callable[..., Any]], Any]
+    refresh_on: Callable[[Callable[..., Any]], Any]
 
 
 def build_tab(model: LoadedModel) -> CreateTab:
@@ -50,7 +51,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
     visit, chosen = gr.State([]), gr.State(None)
     with gr.Row(elem_classes="ask"):
         prompt = gr.Textbox(
-            label="Prompt", show_label=False, placeholder=f"Describe a picture, for example: {model.example}", lines=1, max_lines=1,
+            label="Prompt", show_label=False, placeholder=suggestion(model), lines=1, max_lines=1,
             max_length=1000, scale=5, min_width=240, container=False, autofocus=True, elem_id="prompt",
         )
         go = gr.Button("Generate", variant="primary", scale=1, min_width=110, elem_id="generate")
@@ -83,10 +84,8 @@ def build_tab(model: LoadedModel) -> CreateTab:
     draw = _draw_event(stream)
     inputs = [*request, settings.randomise, images, watch, visit]
     outputs = [picture, status, settings.seed, save, edit, visit, chosen, gallery, shelf]
-    starts = [partial(gr.on, [prompt.submit, go.click])]
-    if examples is not None:
-        starts.append(examples.click(lambda sample: sample[0], examples, prompt, **PRIVATE).then)
-    for start in starts:
+    picked_one = examples.click(lambda sample: sample[0], examples, prompt, **PRIVATE)
+    for start in (partial(gr.on, [prompt.submit, go.click]), picked_one.then):
         runs_until_stopped(start, stop, status, draw, inputs, outputs)
 
     gallery.select(_show_again, visit, [picture, status, save, edit, chosen, again], **PRIVATE)
@@ -100,7 +99,8 @@ def build_tab(model: LoadedModel) -> CreateTab:
     def opened(page_request: gr.Request) -> tuple:  # gradio gives the request to a plain function alone, not to a partial
         return _restore_link(model, page_request.query_params, built_for)
 
-    return CreateTab(think_longer, look_inside, edit, request, chosen, lambda event: event(opened, None, state, **QUEUED))
+    refresh_on = refreshing(model, lambda: (gr.update(placeholder=suggestion(model)), _examples_of(model)), [prompt, examples])
+    return CreateTab(think_longer, look_inside, edit, request, chosen, lambda event: event(opened, None, state, **QUEUED), refresh_on)
 
 
 def _restoring() -> tuple[gr.Button, gr.File]:
@@ -208,15 +208,19 @@ def _restore_link(model: LoadedModel, query: Mapping[str, str], built_for: IRISP
     return gr.skip(), *fill_defaults(model)
 
 
-def _examples(model: LoadedModel) -> gr.Dataset | None:
+def _examples(model: LoadedModel) -> gr.Dataset:
     """A row of prompts to press."""
     texts = example_prompts(model.pipeline)[:MAX_EXAMPLES]
-    if not texts:
-        return None
     return gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[[text] for text in texts], layout="gallery", label="Examples", show_label=False,
-        samples_per_page=MAX_EXAMPLES, elem_id="examples", container=False,
+        samples_per_page=MAX_EXAMPLES, elem_id="examples", container=False, visible=bool(texts),
     )
+
+
+def _examples_of(model: LoadedModel) -> gr.Dataset:
+    """The row's new content after another model was loaded."""
+    texts = example_prompts(model.pipeline)[:MAX_EXAMPLES]
+    return gr.Dataset(samples=[[text] for text in texts], visible=bool(texts))
 
 
 # --- the endpoint --------------------------------------------------------------------------------------------------

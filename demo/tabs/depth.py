@@ -17,13 +17,14 @@ from demo.model import LoadedModel
 from demo.pictures import row_html
 from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
-from demo.settings import ask_row, starting_values
+from demo.settings import ask_row, refreshing, starting_values, suggestion
 from demo.status import count, status_html, status_line
 from demo.thinking import (
     DEPTHS,
     Comparing,
     Refined,
     comparing_stream,
+    depth_note,
     depths_html,
     refining_stream,
     scrub_html,
@@ -32,22 +33,21 @@ from demo.thinking import (
 
 MAX_STEPS = 16
 MAX_DEPTHS = 8
-NOTE = ('<p class="note">The core runs the same weights again and again before the model answers. Here one seed is drawn with less and more '
-        "of that, and then one drawing is opened turn by turn.</p>")
 
 
 @dataclass(frozen=True)
 class DepthTab:
-    """What other tabs may join to: `request` takes what `receive` gives, and `run_after(event.then)` compares."""
+    """What other tabs may join to: `request` takes what `receive` gives, `run_after(event.then)` compares, `refresh_on(event)` follows the model."""
 
     request: list[Component]
     run_after: Callable[[Callable[..., Any]], None]
+    refresh_on: Callable[[Callable[..., Any]], Any]
 
 
 def build_tab(model: LoadedModel) -> DepthTab:
     """The tab's components and events inside the current Blocks."""
     steps_at_first, _, scale = starting_values(model)
-    gr.HTML(NOTE, elem_classes="plain")
+    note = gr.HTML(depth_note(model.pipeline), elem_id="depth-note", elem_classes="plain")
     prompt, go, stop = ask_row(model, "depth", "Prompt to compare", "Compare")
     with gr.Row(elem_classes="numbers"):
         seed = gr.Number(0, label="Seed", minimum=0, maximum=MAX_SEED, step=1, precision=0, min_width=120, elem_id="depth-seed")
@@ -75,7 +75,12 @@ def build_tab(model: LoadedModel) -> DepthTab:
     run_after(partial(gr.on, [prompt.submit, go.click]))
     runs_until_stopped(refine.click, stop, status, _refine_event(model), [*request, kept], [refined, status, kept])
     _compare_endpoint(model, compare)
-    return DepthTab(request, run_after)
+
+    def values() -> tuple:
+        num_steps, _, guide = starting_values(model)
+        return depth_note(model.pipeline), gr.update(placeholder=suggestion(model)), min(num_steps, MAX_STEPS), guide
+
+    return DepthTab(request, run_after, refreshing(model, values, [note, prompt, steps, guidance]))
 
 
 def receive(

@@ -20,7 +20,7 @@ from demo.pictures import Shown, row_html
 from demo.ranges import ranges_html
 from demo.request import GUIDANCE, MAX_SEED, STEPS, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, on_gpu, runs_until_stopped, sentences
-from demo.settings import PRIVATE, ask_row
+from demo.settings import PRIVATE, ask_row, refreshing, starting_values, suggestion
 from demo.status import count, status_html, status_line
 from iris.evaluation.probes import Trace, trace
 
@@ -30,26 +30,24 @@ MAX_ITERATIONS = 16
 
 @dataclass(frozen=True)
 class InsideTab:
-    """What other tabs may join to: `request` takes what `receive` gives, and `run_after(event.then)` looks."""
+    """What other tabs may join to: `request` takes what `receive` gives, `run_after(event.then)` looks, `refresh_on(event)` follows the model."""
 
     request: list[Component]
     run_after: Callable[[Callable[..., Any]], None]
+    refresh_on: Callable[[Callable[..., Any]], Any]
 
 
 def build_tab(model: LoadedModel) -> InsideTab:
     """The tab's components and events inside the current Blocks."""
     look = look_stream(model)
-    defaults = model.pipeline.defaults
+    steps_at_first, depth, scale = _first_values(model)
     prompt, go, stop = ask_row(model, "inside", "Prompt to look inside", "Look inside")
     with gr.Row(elem_classes="numbers"):
         seed = gr.Number(0, label="Seed", minimum=0, maximum=MAX_SEED, step=1, precision=0, min_width=120, elem_id="inside-seed")
-        steps = gr.Slider(*STEPS, min(defaults.num_steps, STEPS[1]), step=1, precision=0, label="Steps", buttons=[], min_width=160)
-        iterations = gr.Slider(
-            1, MAX_ITERATIONS, 8 if defaults.num_iterations == "auto" else min(int(defaults.num_iterations), MAX_ITERATIONS),
-            step=1, precision=0, label="Iterations", buttons=[], min_width=160,
-        )
+        steps = gr.Slider(*STEPS, steps_at_first, step=1, precision=0, label="Steps", buttons=[], min_width=160)
+        iterations = gr.Slider(1, MAX_ITERATIONS, depth, step=1, precision=0, label="Iterations", buttons=[], min_width=160)
     with gr.Accordion("Advanced", open=False, elem_classes="quiet"):
-        guidance = gr.Slider(*GUIDANCE, float(defaults.guidance_scale), step=0.1, label="Guidance", buttons=[])
+        guidance = gr.Slider(*GUIDANCE, scale, step=0.1, label="Guidance", buttons=[])
         negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=1, max_length=1000)
     request = [prompt, negative, seed, steps, iterations, guidance]
     status = status_line()
@@ -69,7 +67,17 @@ def build_tab(model: LoadedModel) -> InsideTab:
     run_after(partial(gr.on, [prompt.submit, go.click]))
     runs_until_stopped(silence.click, stop, status, _silence_event(model), request, [silenced, status])
     _inspect_endpoint(model, look)
-    return InsideTab(request, run_after)
+
+    def values() -> tuple:
+        return gr.update(placeholder=suggestion(model)), *_first_values(model), gr.update(visible=can_knock_out(model.pipeline))
+
+    return InsideTab(request, run_after, refreshing(model, values, [prompt, steps, iterations, guidance, silence]))
+
+
+def _first_values(model: LoadedModel) -> tuple[int, int, float]:
+    """Steps, iterations and guidance that the tab begins with; automatic depth becomes eight, so that there is something to see."""
+    steps, depth, scale = starting_values(model)
+    return steps, 8 if depth == "auto" else min(int(depth), MAX_ITERATIONS), scale
 
 
 def receive(

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def job_html(folder: Path, state: training.JobState) -> str:
         parts.append(f'<p class="section">{stage}</p>{line_chart(lines, f"Loss of stage {stage} by step", "step", "loss")}<p class="note">{told}</p>')
     files = training.sample_files(folder)
     if files:
-        pictures = [Image.open(file) for file in files]
-        parts.append('<p class="section">Samples on the way</p>' + row_html([Shown(picture, f"caption {index + 1}") for index, picture in enumerate(pictures)], pictures[0].width))
+        pictures, said = [Image.open(file) for file in files], training.sample_captions(folder)
+        parts.append('<p class="section">Samples on the way</p>' + row_html([Shown(picture, html.escape(caption[:80])) for picture, caption in zip_longest(pictures, said[:len(pictures)], fillvalue="")], pictures[0].width))
     return "".join(parts)
 
 

@@ -263,17 +263,16 @@ def reconstruction_grid(before: Sequence[Any], after: Sequence[Any], psnr: Seque
 def steps_iterations_sheet(images: Sequence[Sequence[Any]], steps: Sequence[int], iterations: Sequence[int], title: str = "") -> Figure:
     """One prompt and seed at every (solver steps, core iterations): images[row of steps][column of iterations].
 
-    Below each picture stands what it costs: steps x iterations core passes (twice that with guidance).
+    Below each picture stands steps x iterations, which is what it costs in core passes (twice that with guidance).
     """
     with drawing_style():
         figure = new_figure(1.75 * len(iterations) + 0.5, 1.97 * len(steps) + 0.75, title)
         panels = figure.subplots(len(steps), len(iterations), squeeze=False)
         for row, num_steps in enumerate(steps):
             for column, num_iterations in enumerate(iterations):
-                passes = num_steps * num_iterations
-                draw_picture(panels[row, column], to_pixels(images[row][column]), f"{passes} core pass{'es' if passes > 1 else ''}")
+                draw_picture(panels[row, column], to_pixels(images[row][column]), f"{num_steps} x {num_iterations} = {num_steps * num_iterations}")
                 if row == 0:
-                    panels[row, column].set_title(f"{num_iterations} iterations", loc="center", fontsize=10)
+                    panels[row, column].set_title(f"{num_iterations} iteration{'s' if num_iterations > 1 else ''}", loc="center", fontsize=10)
             panels[row, 0].set_ylabel(f"{num_steps} step{'s' if num_steps > 1 else ''}", fontsize=10)
     return figure
 

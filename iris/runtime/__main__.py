@@ -15,15 +15,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Read the command line, draw, write; a mistake is one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m iris.runtime", description=__doc__)
     parser.add_argument("folder", help="what python -m iris.export wrote")
-    parser.add_argument("prompt")
-    parser.add_argument("-o", "--output", type=Path, default=Path("picture.png"))
-    parser.add_argument("--num-steps", type=int)
-    parser.add_argument("--num-iterations", type=int)
-    parser.add_argument("--guidance-scale", type=float)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("prompt", help="what to draw, up to 1000 characters")
+    parser.add_argument("-o", "--output", type=Path, default=Path("picture.png"), help="the PNG to write (default: picture.png)")
+    parser.add_argument("--num-steps", type=int, help="solver steps, 1 to 100; the model's own by default")
+    parser.add_argument("--num-iterations", type=int, help="core iterations a step, 1 to 64; the model's own by default. Deciding them automatically needs torch")
+    parser.add_argument("--guidance-scale", type=float, help="how strictly to follow the prompt, 0 to 20, 1 is off; the model's own by default")
+    parser.add_argument("--seed", type=int, default=0, help="0 to 2147483647; the same seed draws the same picture")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as onnxruntime likes")
     parser.add_argument("--json", action="store_true", help="print seconds and the peak memory of this process as JSON")
     given = parser.parse_args(arguments)
+    if given.output.suffix.lower() != ".png" or not given.output.absolute().parent.is_dir():
+        print(f"Error: the picture cannot go to {given.output}; name a .png file in a folder that is there.", file=sys.stderr)
+        return 2
     started = time.monotonic()
     try:
         from iris.runtime.generate import OnnxPipeline

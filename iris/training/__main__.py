@@ -63,6 +63,15 @@ def _loss_options(stage: Stage, **said: float | None) -> dict[str, float]:
     return options
 
 
+def _told(result: stages.StageResult) -> str:
+    """How a stage ended, in words."""
+    told = result.summary
+    ended = f"Trained {told['step']:,} steps" if told["finished"] else f"Stopped by the clock after {told['step']:,} steps; the same command goes on"
+    loss = "" if told["held_out_loss"] is None else f" Held-out loss {told['held_out_loss']:.4f}."
+    psnr = f" Held-out pictures are rebuilt at {told['held_out_psnr']:.1f} dB." if "held_out_psnr" in told else ""
+    return f"{ended}, {told['minutes']:.1f} minutes.{loss}{psnr} The model is in {result.pipeline_path}."
+
+
 def main(
     stage: Annotated[Stage, typer.Argument(help="which stage to train")],
     run: Annotated[Path, typer.Option(help="the run's folder; given again, it continues")],
@@ -75,6 +84,7 @@ def main(
     batch_size: Annotated[int, typer.Option(help="examples a step over all processes")] = 32,
     learning_rate: float = 1e-3,
     mirror: Annotated[str, typer.Option(help="a second folder to keep a copy of the run in; a new machine continues from it")] = "",
+    start_over: Annotated[bool, typer.Option("--start-over", help="put aside what an earlier run left in its folder")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
     optimizer: Annotated[str, typer.Option(help="muon (AdamW for what is no matrix) or adamw")] = "muon",
     seed: int = 0,
@@ -85,19 +95,19 @@ def main(
 ) -> None:
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
     if stage is not Stage.autoencoder and not init:
-        raise typer.BadParameter(f"stage {stage.value} needs --init, the folder of an earlier stage.")
+        raise typer.BadParameter(f"stage {stage.value} needs --init, the model of an earlier stage, such as RUN/pipeline or demo/models/iris-scenes.")
     loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, guidance_scale=guidance_scale)
     config = configure(preset, changes=set_)
     pictures, held_out = load_pictures(data, config, limit)
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer)
     options = ({"init": init} if init else {}) | loss_options
     first = join_processes().is_main_process
-    folder = open_run(run, config, train, data, mirror=mirror, loss_options=loss_options) if first else _Follower(run)
+    folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(run)
     join_processes().wait_for_everyone()  # the first one may have brought the run back from its mirror
     with contextlib.closing(folder):
         result = RECIPES[stage](config, pictures, held_out, train, folder, **options)
     if first:
-        typer.echo(f"{result.pipeline_path}: {result.summary}")
+        typer.echo(_told(result))
 
 
 if __name__ == "__main__":

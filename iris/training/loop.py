@@ -63,6 +63,9 @@ class TrainConfig:
         for name in ("train_steps", "batch_size", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 1 or more.")
+        for name in ("minutes", "learning_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use 0 or more.")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.")
         if self.optimizer not in OPTIMIZERS:
@@ -336,7 +339,7 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
     session = _Session(module, train, run)
     session.restore()
     meters, started, saved = _Meters(), time.monotonic(), time.monotonic()
-    before, logged = session.seconds, (session.step, time.monotonic())
+    before, logged, evaluate = session.seconds, (session.step, time.monotonic()), False
     with tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True) as bar:
         while session.step < train.train_steps and not _time_is_up(session, train):
             output, norm = session.update(loss, _make_draw(session, batches, loss, session.step, DRAW))
@@ -362,6 +365,11 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
             if keep or time.monotonic() - saved > train.checkpoint_seconds:
                 session.save()
                 saved = time.monotonic()
+    if session.seconds > before and not evaluate and held_out is not None:  # the clock ended it: how far did it come?
+        found = held_out_loss(session, held_out, loss)
+        session.set_best(found)
+        if run is not None and session.is_main:
+            run.log(session.step, held_out_loss=found, seconds=session.seconds)
     if session.step > 0 and session.seconds > before:
         session.save()
     session.accelerator.wait_for_everyone()
