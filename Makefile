@@ -1,4 +1,4 @@
-# make demo | test | soak | lint | reports PROFILE=smoke|cpu|t4|release | space REPO=user/name
+# make demo | test | soak | lint | reports PROFILE=smoke|cpu|t4|release|shipped|emoji | space REPO=user/name
 PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 7860
