@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 MIXERS = ("grfm", "attention", "fourier", "recurrence")
@@ -172,7 +173,8 @@ def _read(kind: type, data: Any, where: str) -> Any:
     _require(isinstance(data, dict), f"{where} must be a JSON object.")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(fields))
-    _require(not unknown, f"{where} has unknown keys: {', '.join(map(reprlib.repr, unknown))}.")
+    close = [match for name in unknown for match in get_close_matches(str(name), fields, 1)]
+    _require(not unknown, f"{where} has unknown keys: {', '.join(map(reprlib.repr, unknown))}{'; nearest: ' + ', '.join(close) if close else ''}.")
     reference, values = kind(), {}
     for name, value in data.items():
         wanted = type(getattr(reference, name))

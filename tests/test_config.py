@@ -90,6 +90,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(override: dict, said: str)
         (lambda data: data.update(extra=1), "config has unknown keys: 'extra'"),
         (lambda data: data.update({"\n": 1}), r"config has unknown keys: '\\n'\.$"),
         (lambda data: data["generator"].update(depth=4), "generator has unknown keys: 'depth'"),
+        (lambda data: data["generator"].update(mixr="grfm"), r"generator has unknown keys: 'mixr'; nearest: mixer\.$"),
         (lambda data: data["generator"].update(dim="32"), "generator.dim is '32'"),
         (lambda data: data["generator"].update(dim=32.0), "generator.dim is 32.0"),
         (lambda data: data["generator"].update(dim=True), "generator.dim is True"),

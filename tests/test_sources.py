@@ -308,6 +308,11 @@ def test_mixes_keep_their_shares_and_repeat_the_small(tmp_path):
         mix[80]
 
 
+def test_a_folder_without_its_word_is_told_what_to_write(tmp_path):
+    with pytest.raises(DataError, match=rf"write folder:{tmp_path}\.$"):
+        load_dataset_by_name(str(tmp_path), 16)
+
+
 @pytest.mark.parametrize("source", ["", "nothing", "hub:", "folder:/no/such/folder", "scenes:9", "scenes:blob", "emoji:apple", "scenes*0", None])
 def test_unknown_sources_are_one_sentence(source):
     with pytest.raises(DataError) as error:

@@ -112,7 +112,8 @@ def _load_part(source: str, size: int, split: str, limit: int | None) -> ImageDa
         return ImageFolder(rest, size, split, limit)
     if kind == "webdataset" and rest:
         return webdataset(rest, size, split, limit)
-    raise DataError(f"the data source {source!r} is unknown; use scenes, emoji, hub:ID, folder:PATH, webdataset:GLOB or one of {', '.join(HUB_ENTRIES)}.")
+    meant = f" For the pictures in that folder write folder:{source}." if Path(source).is_dir() else ""
+    raise DataError(f"the data source {source!r} is unknown; use scenes, emoji, hub:ID, folder:PATH, webdataset:GLOB or one of {', '.join(HUB_ENTRIES)}.{meant}")
 
 
 def _load_scenes(argument: str, size: int, split: str, limit: int | None) -> Scenes:
