@@ -74,11 +74,10 @@ def test_equal_quality_is_within_the_interval_of_the_best() -> None:
     assert cheapest_equal([best, close, far]) is close
 
 
-def test_the_frontier_keeps_its_budgets() -> None:
+def test_an_effort_is_the_best_for_what_it_may_cost() -> None:
     outcomes = [outcome(steps, iterations, right) for steps, iterations, right in ((2, 2, 20), (4, 2, 40), (2, 8, 30), (8, 4, 60), (16, 8, 95), (16, 16, 96))]
-    table = frontier(outcomes)
-    assert table == {"Draft": [4, 2], "Balanced": [8, 4], "Best": [16, 8], "Automatic": [16, "auto"]}
-    assert frontier([outcome(8, 8, 90)])["Draft"] == [8, 8]
+    assert frontier(outcomes, 12) == {"Draft": [8, 4], "Balanced": [16, 8], "Best": [16, 16], "Automatic": [12, "auto"]}
+    assert frontier([outcome(8, 8, 90)], 8)["Draft"] == [8, 8]
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from iris.evaluation.quality import Features, QualityError, features_by_name, sc
 from iris.pipeline import IRISPipeline
 
 EXAM_KINDS = ("one", "relation")  # what is drawn right soonest, and what needs two objects to agree
-SHARES = {"Draft": 1 / 6, "Balanced": 1 / 2}  # of the core passes that the best setting spends
 Grid = tuple[tuple[int, ...], tuple[int, ...]]  # steps and iterations of the matrix
 GRID: Grid = ((2, 4, 8, 16), (1, 2, 4, 8))
 STUDENT_GRID: Grid = ((1, 2, 4), (2, 4, 8, 16))
@@ -130,16 +129,17 @@ def cheapest_equal(outcomes: Sequence[Outcome]) -> Outcome:
     return min((outcome for outcome in outcomes if outcome.at_least(best)), key=lambda outcome: outcome.passes)
 
 
-def frontier(outcomes: Sequence[Outcome]) -> dict[str, list[int | str]]:
-    """Steps and iterations of each effort: the cheapest of the best, and the best at most at the SHARES of its cost.
+def frontier(outcomes: Sequence[Outcome], automatic_steps: int) -> dict[str, list[int | str]]:
+    """Steps and iterations of each effort, in the form that the demo reads from a model's metadata.
 
-    "Automatic" takes the steps of the best. In the form that the demo reads from a model's metadata.
+    "Best" is the best; "Balanced" the cheapest whose quality lies within the interval of that; "Draft" the best that costs at most
+    half of Balanced. "Automatic" takes the steps that it was measured with.
     """
-    best = cheapest_equal(outcomes)
-    chosen = {name: max((outcome for outcome in outcomes if outcome.passes <= share * best.passes), key=lambda outcome: (outcome.quality, -outcome.passes),
-                        default=min(outcomes, key=lambda outcome: outcome.passes)) for name, share in SHARES.items()}
-    table = {name: [outcome.setting.num_steps, outcome.setting.num_iterations] for name, outcome in (*chosen.items(), ("Best", best))}
-    return table | {"Automatic": [best.setting.num_steps, "auto"]}
+    best, balanced = min(outcomes, key=lambda outcome: (-outcome.quality, outcome.passes)), cheapest_equal(outcomes)
+    affordable = [outcome for outcome in outcomes if outcome.passes <= balanced.passes / 2] or [min(outcomes, key=lambda outcome: outcome.passes)]
+    draft = min(affordable, key=lambda outcome: (-outcome.quality, outcome.passes))
+    table = {name: [outcome.setting.num_steps, outcome.setting.num_iterations] for name, outcome in (("Draft", draft), ("Balanced", balanced), ("Best", best))}
+    return table | {"Automatic": [automatic_steps, "auto"]}
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
         "by_iterations": [_plain(outcome) for outcome in by_iterations], "cheapest_fixed": _plain(fixed),
         "carried": {"num_steps": carried_steps, "fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
-        "matrix": [_plain(outcome) for outcome in drawn], "frontier": frontier(drawn),
+        "matrix": [_plain(outcome) for outcome in drawn], "frontier": frontier(drawn, num_steps),
         "automatic": asdict(calibration) | {"outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
                                             "equal": automatic.at_least(max(by_iterations, key=lambda outcome: outcome.quality))},
     } | ({"teacher": _plain(exam.take(Setting(32, 8), teacher))} if teacher else {})
