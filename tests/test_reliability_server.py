@@ -153,8 +153,8 @@ def test_a_stop_frees_the_worker(server: Server, how: str, soak: bool, record_pr
 
 def test_long_use_does_not_grow(server: Server, soak: bool, record_property) -> None:
     if not soak:
-        pytest.skip("needs --soak: 600 generations")
-    for seed in range(100):
+        pytest.skip("needs --soak: 1,100 generations")
+    for seed in range(600):  # the server keeps the sessions of its last 500 visitors; every call is one
         server.draw("red apple", "", seed, 1, 1, 1.0)
     before = server.process.memory_info().rss
     for seed in range(500):
