@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -23,13 +22,6 @@ class NumberFields(Components):
     iterations: Component
     auto: Component
     guidance: Component
-
-
-def number_values(model: LoadedModel) -> tuple[Any, ...]:
-    """The model's own steps, iterations, "automatic" and guidance, for fields that were built for another one."""
-    num_steps, depth, scale = starting_values(model)
-    automatic = depth == "auto"
-    return num_steps, gr.update(interactive=False) if automatic else gr.update(value=depth, interactive=True), automatic, scale
 
 
 def build_numbers(model: LoadedModel, name: str) -> NumberFields:

@@ -64,12 +64,15 @@ def fill(model: LoadedModel, request: GenerationRequest) -> tuple[Any, ...]:
 
 def fill_defaults(model: LoadedModel) -> tuple[Any, ...]:
     """The present model's own values, with a random seed."""
-    steps, iterations, guidance = starting_values(model)
-    auto = iterations == "auto"
-    return (
-        "", gr.update(interactive=False), True, steps, gr.update(interactive=False) if auto else gr.update(value=iterations, interactive=True),
-        auto, guidance, effort_named(model.pipeline, steps, iterations),
-    )
+    steps, iterations, _ = starting_values(model)
+    return "", gr.update(interactive=False), True, *number_values(model), effort_named(model.pipeline, steps, iterations)
+
+
+def number_values(model: LoadedModel) -> tuple[Any, ...]:
+    """The present model's own steps, iterations, "automatic" and guidance, for fields that were built for another one."""
+    steps, depth, scale = starting_values(model)
+    automatic = depth == "auto"
+    return steps, gr.update(interactive=False) if automatic else gr.update(value=depth, interactive=True), automatic, scale
 
 
 def starting_values(model: LoadedModel) -> tuple[int, int | str, float]:

@@ -14,12 +14,12 @@ import gradio as gr
 from gradio.data_classes import FileData
 from PIL import Image
 
-from demo.fields import build_numbers, number_values
+from demo.fields import build_numbers
 from demo.model import LoadedModel
 from demo.pictures import data_uri
 from demo.request import MAX_SEED, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, cache_file, on_gpu, runs_until_stopped, sentences
-from demo.settings import refreshing
+from demo.settings import number_values, refreshing
 from demo.status import count, status_html, status_line
 from iris.editing import interpolation
 

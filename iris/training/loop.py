@@ -339,16 +339,18 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
     session = _Session(module, train, run)
     session.restore()
     meters, started, saved = _Meters(), time.monotonic(), time.monotonic()
-    before, logged, evaluate = session.seconds, (session.step, time.monotonic()), False
+    before, logged = session.seconds, (session.step, time.monotonic())
+    ended = session.step >= train.train_steps or _time_is_up(session, train)
     with tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True) as bar:
-        while session.step < train.train_steps and not _time_is_up(session, train):
+        while not ended:
             output, norm = session.update(loss, _make_draw(session, batches, loss, session.step, DRAW))
             session.seconds = before + time.monotonic() - started
             meters.add(output)
             bar.update()
-            due = session.step % train.log_every == 0 or session.step == train.train_steps
+            ended = session.step >= train.train_steps or _time_is_up(session, train)
+            due = session.step % train.log_every == 0 or ended
             keep = session.set_anchor()
-            evaluate = held_out is not None and (session.step % train.eval_every == 0 or session.step == train.train_steps)
+            evaluate = held_out is not None and (session.step % train.eval_every == 0 or ended)
             if due or evaluate:
                 speed = (session.step - logged[0]) * train.batch_size / max(time.monotonic() - logged[1], 1e-9)
                 row = {**meters.row(), "lr": train.rate(session.step - 1), "grad_norm": norm, "images_per_second": speed,
@@ -365,11 +367,6 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
             if keep or time.monotonic() - saved > train.checkpoint_seconds:
                 session.save()
                 saved = time.monotonic()
-    if session.seconds > before and not evaluate and held_out is not None:  # the clock ended it: how far did it come?
-        found = held_out_loss(session, held_out, loss)
-        session.set_best(found)
-        if run is not None and session.is_main:
-            run.log(session.step, held_out_loss=found, seconds=session.seconds)
     if session.step > 0 and session.seconds > before:
         session.save()
     session.accelerator.wait_for_everyone()
