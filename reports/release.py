@@ -93,6 +93,20 @@ def _sizes(quality: dict[str, Any]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) + " pictures"
 
 
+def _settings(quality: dict[str, Any]) -> str:
+    """The options that drew the pictures of a quality file, as the command takes them."""
+    told = quality.get("parameters", {})
+    options = "".join(f" --{name.replace('_', '-')} {told[name]:g}" for name in ("num_steps", "num_iterations", "guidance_scale") if isinstance(told.get(name), (int, float)))
+    return options + (" --carry-state" if told.get("carry_state") else "")
+
+
+def _exam(depth: dict[str, Any]) -> str:
+    """The options of a depth file."""
+    if not depth:
+        return ""
+    return f" --count {depth['pictures']['scenes of each kind']} --samples {depth['pictures']['samples']} --guidance-scale {depth['guidance_scale']:g}"
+
+
 def _told(training: dict[str, Any]) -> str:
     """One training in a sentence."""
     ended = "" if training["finished"] else ", ended before its last step"
@@ -186,13 +200,13 @@ Text states come from all-MiniLM-L6-v2 (Apache-2.0); the autoencoder's perceptua
 {recipes}
 
 ## Measured
-On held-out data (`retrieval_train`: on captions of the training), by `python -m iris.evaluation quality RUN --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
+On held-out data (`retrieval_train`: on captions of the training), by `python -m iris.evaluation quality RUN{_settings(quality or {})} --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
 they were rounded to half precision.
 
 {measured}
 
 ## Thinking longer
-By `python -m iris.evaluation depth RUN --json`.
+By `python -m iris.evaluation depth RUN{_exam(depth or {})} --json`.
 
 {_thinking(depth or {})}
 

@@ -32,6 +32,7 @@ def quality(
     num_steps: Annotated[int | None, typer.Option(help="solver steps; the model's default by default")] = None,
     num_iterations: Annotated[str | None, typer.Option(help="core iterations, or auto; the model's default by default")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="guidance; the model's default by default")] = None,
+    carry_state: Annotated[bool | None, typer.Option("--carry-state/--fresh-state", help="where each step's core starts; the model's default by default")] = None,
     seed: int = 0,
     batch_size: Annotated[int, typer.Option(min=1, max=64)] = 16,
 ) -> None:
@@ -42,7 +43,7 @@ def quality(
 
         depth = int(num_iterations) if num_iterations and num_iterations.isdigit() else num_iterations
         return to_plain(measure_quality(IRISPipeline.from_pretrained(model), data, scenes, pictures, samples, retrieved, seed, batch_size,
-                                        num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale))
+                                        num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale, carry_state=carry_state))
 
     _report(measure, json_)
 
