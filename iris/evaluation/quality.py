@@ -183,20 +183,18 @@ def score_scenes(images: Sequence[Image.Image | np.ndarray], facts: Sequence[Sce
     return scores | ({"relation": share(sum(related), len(related))} if related else {})
 
 
-def scene_accuracy(pipe: IRISPipeline, specs: dict[str, list[SceneSpec]] | None = None, num_steps: int | None = None,
-                   num_iterations: int | str | None = None, guidance_scale: float | None = None, count: int = 64, seed: int = 0,
-                   batch_size: int = 16) -> dict[str, Any]:
+def scene_accuracy(pipe: IRISPipeline, specs: dict[str, list[SceneSpec]] | None = None, count: int = 64, seed: int = 0,
+                   batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
     """Does it draw what the caption says? Held-out scenes by kind, drawn from their plainest caption and read from pixels.
 
     specs: kind -> scenes; by default `count` held-out ones of each of KINDS. Returns kind -> {"pictures", one Estimate for each of
     SCENE_FACTS, "ceiling"}; the ceiling is the share "right" of the true pictures after the autoencoder: what a perfect
-    generator could reach with it. Scene i of every kind is drawn with seed + i.
+    generator could reach with it. Scene i of every kind is drawn with seed + i; `arguments` (num_steps, ...) go to the pipeline.
     """
     results: dict[str, Any] = {}
     for kind, scenes in (specs or scene_specs(pipe.image_size, count)).items():
         prompts = [caption_scene(spec)[0] for spec in scenes]
-        images = draw_all(pipe, prompts, range(seed, seed + len(scenes)), batch_size, f"scenes: {kind}", num_steps=num_steps,
-                          num_iterations=num_iterations, guidance_scale=guidance_scale)
+        images = draw_all(pipe, prompts, range(seed, seed + len(scenes)), batch_size, f"scenes: {kind}", **arguments)
         results[kind] = {"pictures": len(scenes), **score_scenes(images, scenes), "ceiling": _ceiling(pipe, scenes, batch_size)}
     return results
 
