@@ -21,7 +21,7 @@ from typing import Any
 
 from demo.model import ROOT, RUNS
 from demo.request import RequestError, number
-from iris.runs import read_metrics, start_time
+from iris.runs import process_lives, read_metrics, start_time
 
 JOBS = RUNS / "demo"
 # Examples of 32 that two CPU cores train on in a minute, roughly: the schedule's length, while `minutes` is the limit.
@@ -111,7 +111,7 @@ def read_state(folder: Path) -> JobState:
         state = JobState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return JobState("failed", "The training left no state.")
-    if state.status == "running" and not (_alive(state.pid) and state.started == start_time(state.pid)):
+    if state.status == "running" and not (state.pid > 0 and process_lives(state.pid, state.started)):
         return JobState("failed", "The training ended without a word; log.txt in its folder may say why.", state.pid)
     return state
 
@@ -148,16 +148,6 @@ def sample_captions(folder: Path) -> list[str]:
 def model_folder(folder: Path) -> Path:
     """Where the job's model is when it has finished."""
     return folder / STAGES[1] / "pipeline"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0
 
 
 def _write_state(folder: Path, state: JobState) -> None:

@@ -405,6 +405,11 @@ def _holder_lives(data: bytes, age: float) -> bool:
         return age < _REFRESH_SECONDS  # empty for the instant between its creation and its writing, else damaged
     if host != socket.gethostname() or os.name != "posix":  # elsewhere signal 0 is not a question
         return age < FOREIGN_LOCK_SECONDS
+    return process_lives(pid, started)
+
+
+def process_lives(pid: int, started: str | None) -> bool:
+    """Whether process `pid` of this computer is there, and is the one that began at `started` (None: any)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

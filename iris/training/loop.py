@@ -80,6 +80,11 @@ class TrainConfig:
         progress = min(max((step - begin) / max(self.train_steps - begin, 1), 0.0), 1.0)
         return self.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * progress) if step > begin else 1.0)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; mixed precision casts on the way."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
     def recipe(self) -> dict[str, Any]:
         """What decides the result of a step: everything but how long to run and how often to look."""
         free = ("minutes", "log_every", "eval_every", "checkpoint_seconds")
@@ -171,9 +176,7 @@ class _Session:
         join_processes()
         AcceleratorState._reset_state()  # it keeps the first precision of a process; the joined processes stay as they are
         self.accelerator = Accelerator(mixed_precision=accelerate_precision(train.precision), cpu=not torch.cuda.is_available())
-        if train.precision == "fp64":
-            module = module.double()
-        self.module = module.to(self.accelerator.device).train()
+        self.module = module.to(self.accelerator.device, train.dtype).train()
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.raw_optimizer = build_optimizer(module, train.learning_rate, train.weight_decay, train.optimizer)
         self.optimizer = self.accelerator.prepare(self.raw_optimizer)

@@ -49,7 +49,7 @@ def train_autoencoder(config: IRISConfig, train_data: ImageDataset, held_out_dat
     features = load_features("lite0") if perceptual_weight > 0 else None
     loss = ReconstructionLoss(features, perceptual_weight=perceptual_weight)
     if features is not None:
-        features.to("cuda" if torch.cuda.is_available() else "cpu", torch.float64 if train.precision == "fp64" else torch.float32)
+        features.to("cuda" if torch.cuda.is_available() else "cpu", train.dtype)
     result = fit(autoencoder, ImageBatches(train_data, train.batch_size, train.seed), loss, train, run,
                  ImageBatches(held_out_data, train.batch_size, train.seed), on_log)
     autoencoder = result.module.float()
@@ -158,7 +158,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stages = loss_options.get("stages", 4)
     loss_options = {"stages": stages, "steps_per_stage": max(1, train.train_steps // stages), "exit_weight": 0.5, **loss_options}
-    loss = ConsistencyLoss(teacher.to(device, torch.float64 if train.precision == "fp64" else torch.float32), guidance_scale, **loss_options)
+    loss = ConsistencyLoss(teacher.to(device, train.dtype), guidance_scale, **loss_options)
     result = _fit_latents(student, loss, data, train, run, on_log)
     student = result.module.float()
     summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale)}
