@@ -69,7 +69,8 @@ class GeneratorConfig:
 
     `mean_iterations` is the mean of the random depth in training and the default at inference. `mixer` picks the token
     mixer of the core: GRFM, attention of the same parameter count, or one of GRFM's paths alone (for ablations).
-    With `core_stride` 2 the core thinks on a grid of half the side; prelude and coda stay on the whole one.
+    With `core_stride` 2 the core thinks on a grid of half the side; prelude and coda stay on the whole one. `text_order` gives
+    the text adapter's heads a direction of reading.
     """
 
     latent_channels: int = 16
@@ -79,6 +80,7 @@ class GeneratorConfig:
     text_dim: int = 768
     text_tokens: int = 77
     text_adapter: bool = False
+    text_order: bool = False
     prelude_blocks: int = 2
     core_layers: int = 4
     coda_blocks: int = 2
@@ -108,6 +110,7 @@ class GeneratorConfig:
                  f"iteration_embedding is {self.iteration_embedding!r}; use one of {', '.join(ITERATION_EMBEDDINGS)}.")
         _require(not self.text_adapter or self.text_dim % TEXT_ADAPTER_HEADS == 0,
                  f"text_dim is {self.text_dim}; with text_adapter use a multiple of {TEXT_ADAPTER_HEADS} (its heads).")
+        _require(not self.text_order or self.text_adapter, "text_order is for the text adapter; set text_adapter too.")
         _require(self.softshrink >= 0, f"softshrink is {self.softshrink}; use 0 or more.")
 
     @property

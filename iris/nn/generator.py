@@ -75,12 +75,16 @@ def relative_change(new: Tensor, old: Tensor) -> Tensor:
 class TextAdapter(nn.Module):
     """Trainable layer over frozen text states: positions of its own, one block of self-attention and feed-forward.
 
-    Sentence encoders bind attributes weakly ("red circle, blue square"); this is where the order of words is read again.
+    Sentence encoders bind attributes weakly ("red circle, blue square"); this is where the order of words is read again. With
+    `ordered` half of the heads read only what stands before a word and half only what follows it (DiSAN, Shen et al. 2018,
+    1709.04696): in "A left of B" only A is followed by "left", so who stands where is a linear function of what the heads
+    read. Attention in both directions needs a product of position and word, which training did not find (measured:
+    reports/LOG.md, 2026-11-26).
     """
 
-    def __init__(self, dim: int, tokens: int, heads: int = TEXT_ADAPTER_HEADS) -> None:
+    def __init__(self, dim: int, tokens: int, ordered: bool = False, heads: int = TEXT_ADAPTER_HEADS) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.ordered = heads, ordered
         self.input = nn.Linear(dim, dim)
         self.position = nn.Parameter(torch.randn(tokens, dim) * 0.5)
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -88,12 +92,22 @@ class TextAdapter(nn.Module):
         self.ffn = FeedForward(dim, 2 * dim)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Text states [B, L, dim], mask [B, L] (True = counts; None = all count) -> [B, L, dim]."""
         x = self.input(normalize(states)) + self.position[: states.shape[1]]
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(normalize(x)).chunk(3, -1))
-        bias = None if mask is None else key_bias(mask[:, None, None], query.dtype)
-        read = attend(normalize(query), normalize(key), value, bias)
+        read = attend(normalize(query), normalize(key), value, key_bias(self._seen(states.shape[1], mask), query.dtype))
         x = x + self.out(read.transpose(1, 2).flatten(2))
         return x + self.ffn(normalize(x))
+
+    def _seen(self, length: int, mask: Tensor | None) -> Tensor | None:
+        """Which words each head may read at each word, [B or 1, heads or 1, L or 1, L]; a word always reads itself."""
+        seen = None if mask is None else mask[:, None, None]
+        if not self.ordered:
+            return seen
+        before = torch.ones(length, length, dtype=torch.bool, device=self.position.device).tril()
+        order = torch.stack([before, before.T]).repeat_interleave(self.heads // 2, 0)
+        itself = torch.eye(length, dtype=torch.bool, device=order.device)
+        return order[None] if seen is None else (order & seen) | itself
 
 
 class CoreLayer(nn.Module):
@@ -163,7 +177,7 @@ class Generator(nn.Module):
         dim = config.dim
         self.input = nn.Conv2d(config.latent_channels, dim, 3, padding=1)
         self.time = ScalarEmbedding(dim)
-        self.text_adapter = TextAdapter(config.text_dim, config.text_tokens) if config.text_adapter else None
+        self.text_adapter = TextAdapter(config.text_dim, config.text_tokens, config.text_order) if config.text_adapter else None
         self.null_text = nn.Parameter(torch.randn(config.text_dim) * 0.02)
         self.prelude = nn.ModuleList(ConvBlock(dim, config.outer_ffn) for _ in range(config.prelude_blocks))
         self.core = Core(config)
