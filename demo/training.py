@@ -164,7 +164,7 @@ def run_job(folder: Path, job: Job) -> str:
     from iris.training import stages
     from iris.training.prepare import configure, find_start, load_pictures, open_run, plan_training
 
-    config = configure(job.preset)
+    config = configure(job.preset, init=job.init)
     pictures, held_out = load_pictures(job.data, config, MAX_PICTURES)
     batch = min(job.batch_size, len(pictures))
     start = find_start([job.init], config, ("autoencoder",)) if job.init else None

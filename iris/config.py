@@ -158,6 +158,13 @@ class IRISConfig:
         _require(x.dim == g.text_dim and x.max_tokens == g.text_tokens,
                  f"the text encoder gives {x.max_tokens} x {x.dim} states and the generator expects {g.text_tokens} x {g.text_dim}.")
 
+    def fits(self, part: str, other: IRISConfig) -> bool:
+        """Whether weights of `part` made under `other` are of this network: `mean_iterations`, how often a core is applied, is no part of it."""
+        mine, theirs = getattr(self, part), getattr(other, part)
+        if part == "generator":
+            theirs = dataclasses.replace(theirs, mean_iterations=mine.mean_iterations)
+        return mine == theirs
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists, ready for JSON."""
         return dataclasses.asdict(self)
@@ -204,12 +211,12 @@ PRESETS: dict[str, IRISConfig] = {
                                   core_layers=2, coda_blocks=1, core_ffn=64, outer_ffn=64, mean_iterations=4, fourier_blocks=4),
         text=TextConfig(encoder="toy", dim=32, max_tokens=16),
     ),
-    # For two CPU cores: 64 px pictures on an 8 x 8 grid. One core layer, so that thinking is iterating.
+    # For two CPU cores: 64 px pictures on an 8 x 8 grid. One core layer and little around it, so that thinking is iterating.
     "micro": IRISConfig(
         name="micro",
         autoencoder=AutoencoderConfig(image_size=64, downsample=8, haar_levels=2, encoder_channels=(128, 192), decoder_channels=(160, 256)),
-        generator=GeneratorConfig(latent_size=8, dim=256, head_dim=32, text_dim=384, text_tokens=24, text_adapter=True, core_layers=1,
-                                  core_ffn=1024, outer_ffn=512, mean_iterations=6, core_stride=2),
+        generator=GeneratorConfig(latent_size=8, dim=256, head_dim=32, text_dim=384, text_tokens=24, text_adapter=True, text_order=True,
+                                  prelude_blocks=1, core_layers=1, coda_blocks=1, core_ffn=1024, outer_ffn=512, mean_iterations=6),
         text=_minilm(),
     ),
     # The specification's three, with CLIP-L/14 text states.
@@ -219,15 +226,20 @@ PRESETS: dict[str, IRISConfig] = {
 }
 
 
-def preset(name: str, **overrides: Any) -> IRISConfig:
-    """The preset called `name`; `overrides` replace whole parts (`generator=...`) or single fields (`generator__dim=64`)."""
-    _require(name in PRESETS, f"preset is {name!r}; use one of {', '.join(PRESETS)}.")
-    data = PRESETS[name].to_dict()
+def changed(config: IRISConfig, **overrides: Any) -> IRISConfig:
+    """`config` with whole parts (`generator=...`) or single fields (`generator__dim=64`) replaced."""
+    data = config.to_dict()
     for key, value in overrides.items():
         part, _, leaf = key.partition("__")
         if leaf:
-            _require(part in data and isinstance(data[part], dict), f"preset has no part {part!r}.")
+            _require(part in data and isinstance(data[part], dict), f"a configuration has no part {part!r}.")
             data[part][leaf] = value
         else:
             data[key] = value.__dict__ if dataclasses.is_dataclass(value) else value
     return IRISConfig.from_dict(data)
+
+
+def preset(name: str, **overrides: Any) -> IRISConfig:
+    """The preset called `name`, with `overrides` as `changed` takes them."""
+    _require(name in PRESETS, f"preset is {name!r}; use one of {', '.join(PRESETS)}.")
+    return changed(PRESETS[name], **overrides)

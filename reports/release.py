@@ -148,7 +148,8 @@ def _changes(config: IRISConfig) -> str:
 
 _KNOWN = {"scenes": "scenes of coloured shapes", "emoji": "emoji that it has seen, and little of those it has not"}
 _READ = {"scenes": "`scenes.KIND.right` is the share of held-out captions of that kind whose every object the checker read back with the right colour and shape, "
-                   "`scenes.KIND.colour` the share with the right colours, and `ceiling` what the autoencoder alone would allow.",
+                   "`scenes.KIND.colour` the share with the right colours, `scenes.relation.sides` the share on their right sides among those whose objects are right (chance: a half), "
+                   "and `ceiling` what the autoencoder alone would allow.",
          "emoji": "`retrieval_SPLIT.top_5` is the share of drawn pictures whose own concept is among the five most alike in all art of the asked style; `held_out_pairs` are "
                   "concepts that were trained in another style only, and `ceiling` is what real art of that other style reaches."}
 

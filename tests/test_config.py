@@ -48,6 +48,7 @@ def test_a_configuration_cannot_change() -> None:
         (GeneratorConfig, "fourier_blocks", 7),
         (GeneratorConfig, "core_layers", 0),
         (GeneratorConfig, "mean_iterations", 0),
+        (GeneratorConfig, "text_order", True),
         (GeneratorConfig, "window", 5),
         (GeneratorConfig, "halo", 5),
         (GeneratorConfig, "halo", -1),

@@ -11,7 +11,7 @@ from conftest import build_generator, seeded
 from torch import Tensor
 
 from iris.config import preset
-from iris.nn.generator import Generator, parameter_count, relative_change
+from iris.nn.generator import Generator, TextAdapter, parameter_count, relative_change
 from iris.nn.layers import MergeTokens, SplitTokens
 from iris.rng import rng_for
 from iris.training.batches import LatentBatch
@@ -185,6 +185,40 @@ def test_the_text_adapter_reads_the_order_of_words(inputs) -> None:
     generator, (z, t, _) = build_generator(ADAPTED).double(), inputs
     text = seeded(3, 16, 48, dtype=torch.float64)
     assert (generator(z, t, text, 2) - generator(z, t, text.flip(1), 2)).abs().max() > 1e-3
+
+
+def ordered_adapter(part: slice | None = None) -> TextAdapter:
+    """An adapter whose heads read in order; only the heads whose columns are in `part` reach its output."""
+    torch.manual_seed(0)
+    adapter = TextAdapter(48, 9, ordered=True).double()
+    if part is not None:
+        kept = adapter.out.weight[:, part].clone()
+        adapter.out.weight.data.zero_()
+        adapter.out.weight.data[:, part] = kept
+    return adapter
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seen", [None, torch.ones(2, 9, dtype=torch.bool)], ids=["no mask", "mask"])
+@pytest.mark.parametrize(("part", "unread", "read"), [(slice(0, 24), slice(5, 9), 3), (slice(24, 48), slice(0, 4), 5)], ids=["before", "after"])
+def test_half_of_the_heads_read_what_stands_before_a_word_and_half_what_follows(part: slice, unread: slice, read: int, seen: Tensor | None) -> None:
+    adapter, text, word = ordered_adapter(part), seeded(2, 9, 48, dtype=torch.float64), 4
+
+    def change(where: slice | int) -> Tensor:
+        other = text.clone()
+        other[:, where] = seeded(2, 9, 48, seed=1, dtype=torch.float64)[:, where]
+        return (adapter(other, seen) - adapter(text, seen))[:, word].abs().max()
+
+    assert change(unread) == 0 and change(read) > 1e-3
+
+
+@torch.no_grad()
+def test_an_ordered_adapter_does_not_read_padding_and_is_finite_on_it() -> None:
+    adapter, text = ordered_adapter(), seeded(2, 9, 48, dtype=torch.float64)
+    mask = torch.arange(9)[None] < torch.tensor([[4], [9]])
+    other = torch.where(mask[..., None], text, seeded(2, 9, 48, seed=1, dtype=torch.float64))
+    once, again = adapter(text, mask), adapter(other, mask)
+    assert torch.equal(once[mask], again[mask]) and once.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(3, 17, 32), (3, 16, 31), (3, 32)])

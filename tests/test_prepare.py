@@ -122,6 +122,14 @@ def test_configure_changes_the_size_and_nothing_else():
         configure("nano", 30)
 
 
+def test_training_on_takes_the_configuration_of_the_model_that_it_begins_with(tmp_path: Path) -> None:
+    older = preset("nano", generator__core_stride=2)
+    folder = write_checkpoint(tmp_path / "older", older.to_dict(), {"autoencoder": dict(WaveletVAE(older.autoencoder).state_dict())})
+    assert configure("", init=folder) == configure("nano", init=folder) == older
+    assert configure("nano", changes=["generator.core_stride=1"], init=folder) == preset("nano") and configure("") == preset("micro")
+    assert configure("micro", init=folder) == preset("micro")  # another size begins anew
+
+
 def test_a_field_of_a_preset_is_changed_by_its_name() -> None:
     changed = configure("nano", 0, ["generator.mixer=attention", "generator.core_layers=3"])
     assert changed == preset("nano", generator__mixer="attention", generator__core_layers=3)
@@ -167,6 +175,7 @@ def test_a_start_is_a_model_of_the_same_kind(model_folder, tmp_path):
     assert find_start([str(model_folder)], configure("nano", 64), ("autoencoder",)) is None
     assert find_start([str(model_folder)], preset("nano", generator__core_ffn=96), ("autoencoder",)) is not None  # the generator starts fresh
     assert find_start([str(model_folder)], preset("nano", generator__core_ffn=96), ("autoencoder", "generator")) is None
+    assert find_start([str(model_folder)], preset("nano", generator__mean_iterations=2), ("autoencoder", "generator")) is not None  # no weight depends on it
     only = write_checkpoint(tmp_path / "vae", config.to_dict(), {"autoencoder": dict(WaveletVAE(config.autoencoder).state_dict())})
     assert find_start([str(only)], config, ("autoencoder",)).folder == only
     with pytest.raises(CheckpointError, match="run the earlier stages first"):

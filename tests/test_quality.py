@@ -101,7 +101,7 @@ def test_an_oracle_draws_every_scene_right():
     for kind, scores in found.items():
         assert scores["pictures"] == 12
         assert all(scores[name].value == 1 for name in ("right", "all", "colour", "shape", "count", "ceiling")), kind
-        assert ("relation" in scores) == (kind == "relation") and scores["count"].interval[0] > 0.7
+        assert ("relation" in scores) == ("sides" in scores) == (kind == "relation") and scores["count"].interval[0] > 0.7
     assert oracle.seeds == [5 + i for _ in quality.KINDS for i in range(12)]
     assert oracle.arguments["num_steps"] == 3 and oracle.arguments["num_iterations"] == "auto"
 
@@ -111,11 +111,15 @@ def test_each_fact_is_judged_by_itself():
     pictures = [render_scene(spec, 64) for spec in relation]
     mirrored = quality.score_scenes([image[::-1, ::-1] for image in pictures], relation)
     assert mirrored["relation"].value == 0 and mirrored["colour"].value == 1 and mirrored["count"].value == 1
+    # Who does not read sides draws every second picture the wrong way round; circles, rings and squares stay what they are.
+    symmetric = [spec for spec in quality.scene_specs(64, 120, ("relation",))["relation"] if {item.shape for item in spec.facts.objects} <= {"circle", "ring", "square"}][:20]
+    turned = quality.score_scenes([render_scene(spec, 64)[::-1, ::-1] if i % 2 else render_scene(spec, 64) for i, spec in enumerate(symmetric)], symmetric)
+    assert len(symmetric) > 9 and abs(turned["sides"].value - 0.5) < 0.06
     # Shuffled pictures: each shows a scene, but of another caption.
     others = quality.score_scenes(pictures[1:] + pictures[:1], relation)
     assert others["right"].value < 0.2
     blank = quality.score_scenes([np.full((64, 64, 3), 255, np.uint8)] * 16, relation)
-    assert {estimate.value for estimate in blank.values()} == {0.0}
+    assert {estimate.value for estimate in blank.values()} == {0.0} and "sides" not in blank
 
 
 def test_held_out_scenes_are_of_their_kind_and_never_seen_in_training():

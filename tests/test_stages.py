@@ -124,6 +124,14 @@ def test_every_stage_trains_in_double_precision(results: dict[int, StageResult],
     assert math.isfinite(run_stage(stage, tmp_path, results.get(stage - 1) and results[stage - 1].pipeline_path, train).summary["held_out_loss"])
 
 
+def test_a_stage_may_iterate_more_often_than_the_one_before(results: dict[int, StageResult], tmp_path: Path) -> None:
+    deeper = preset("nano", generator__mean_iterations=7)
+    with Run.open(tmp_path / "run") as run:
+        result = stages.train_text_to_image(deeper, *DATA, dataclasses.replace(TRAIN, train_steps=1), run, results[3].pipeline_path)
+    assert read_checkpoint(result.pipeline_path, []).config["generator"]["mean_iterations"] == 7
+    assert read_checkpoint(result.pipeline_path, []).metadata["defaults"]["num_iterations"] == 7
+
+
 def test_a_stage_refuses_what_does_not_fit(results: dict[int, StageResult], tmp_path: Path) -> None:
     with Run.open(tmp_path / "a") as run, pytest.raises(CheckpointError, match="another configuration"):
         stages.train_text_to_image(preset("nano", generator__core_ffn=96), *DATA, TRAIN, run, results[2].pipeline_path)

@@ -173,14 +173,21 @@ def scene_specs(size: int, count: int, kinds: Sequence[str] = KINDS, split: str 
 
 
 def score_scenes(images: Sequence[Image.Image | np.ndarray], facts: Sequence[SceneSpec | SceneFacts]) -> dict[str, Estimate]:
-    """Share of pictures in which each of SCENE_FACTS holds, with Wilson intervals; "relation" only where one is told."""
+    """Share of pictures in which each of SCENE_FACTS holds, with Wilson intervals; "relation" only where one is told, and beside it
+
+    "sides": its share among the pictures whose objects are right. Two right objects on the right axis stand on their sides by
+    chance in half of the pictures, so at 0.5 a model has not read who stands where.
+    """
     if len(images) != len(facts):
         raise QualityError(f"{len(images)} pictures and {len(facts)} scenes; give one scene for each picture.")
     told = [spec.facts if isinstance(spec, SceneSpec) else spec for spec in facts]
     reports = [check_scene(np.asarray(image), spec) for image, spec in zip(images, told, strict=True)]
     scores = {name: share(sum(map(holds, reports)), len(reports)) for name, holds in SCENE_FACTS.items() if name != "relation"}
-    related = [report.relation_right for report, spec in zip(reports, told, strict=True) if spec.relation]
-    return scores | ({"relation": share(sum(related), len(related))} if related else {})
+    related = [report for report, spec in zip(reports, told, strict=True) if spec.relation]
+    for name, asked in (("relation", related), ("sides", [report for report in related if report.objects_right])):
+        if asked:
+            scores[name] = share(sum(report.relation_right for report in asked), len(asked))
+    return scores
 
 
 def scene_accuracy(pipe: IRISPipeline, specs: dict[str, list[SceneSpec]] | None = None, count: int = 64, seed: int = 0,

@@ -77,7 +77,7 @@ def main(
     stage: Annotated[Stage, typer.Argument(help="which stage to train")],
     run: Annotated[Path, typer.Option(help="the run's folder; given again, it continues")],
     data: Annotated[str, typer.Option(help="data source, such as scenes, emoji:fluent-3d, folder:PATH, hub:ID, scenes+emoji")] = "scenes",
-    preset: Annotated[str, typer.Option(help="nano, micro, tiny, small or base")] = "micro",
+    preset: Annotated[str, typer.Option(help="nano, micro, tiny, small or base; left out: as the model of --init, else micro")] = "",
     init: Annotated[str, typer.Option(help="the previous stage's pipeline folder or a hub id")] = "",
     limit: Annotated[int, typer.Option(help="at most so many examples; 0 = all")] = 0,
     train_steps: int = 1000,
@@ -99,7 +99,7 @@ def main(
     if stage is not Stage.autoencoder and not init:
         raise typer.BadParameter(f"stage {stage.value} needs --init, the model of an earlier stage, such as RUN/pipeline or demo/models/iris-scenes.")
     loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, guidance_scale=guidance_scale)
-    config = configure(preset, changes=set_)
+    config = configure(preset, changes=set_, init=init)
     pictures, held_out = load_pictures(data, config, limit)
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer)
     options = ({"init": init} if init else {}) | loss_options

@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from iris.checkpoint import CheckpointError, read_checkpoint, resolve_folder
-from iris.config import ConfigError, IRISConfig, preset
+from iris.config import ConfigError, IRISConfig, changed, preset
 from iris.data import ImageDataset, load_dataset_by_name
 from iris.runs import Run
 from iris.training.loop import OnLog, TrainConfig
 from iris.training.stages import train_autoencoder
 
 
-def configure(name: str, image_size: int = 0, changes: Collection[str] = ()) -> IRISConfig:
+def configure(name: str, image_size: int = 0, changes: Collection[str] = (), init: str | Path = "") -> IRISConfig:
     """The preset called `name`, for pictures of `image_size` pixels (0: the preset's own), with `changes` such as "generator.mixer=attention".
 
-    Raises ConfigError when they do not fit.
+    With a model folder or hub id `init` its own configuration stands for the preset, if that is the one it was made from: an
+    older release is trained on as it was built. Without a `name` it is `init`'s, or "micro". Raises ConfigError when they do not fit.
     """
+    theirs = IRISConfig.from_dict(read_checkpoint(resolve_folder(init), []).config) if init else None
+    base = theirs if theirs is not None and theirs.name == (name or theirs.name) else preset(name or "micro")
     overrides = dict(map(_read_change, changes))
     if image_size:
-        overrides |= {"autoencoder__image_size": image_size, "generator__latent_size": image_size // preset(name).autoencoder.downsample}
-    return preset(name, **overrides)
+        overrides |= {"autoencoder__image_size": image_size, "generator__latent_size": image_size // base.autoencoder.downsample}
+    return changed(base, **overrides)
 
 
 def _read_change(text: str) -> tuple[str, Any]:
@@ -94,7 +97,7 @@ def find_start(candidates: list[str], config: IRISConfig, needs: tuple[str, ...]
         folder = resolve_folder(name)
         stored = read_checkpoint(folder)
         theirs = IRISConfig.from_dict(stored.config)
-        same = all(getattr(theirs, part) == getattr(config, part) for part in (*needs, "autoencoder"))
+        same = all(config.fits(part, theirs) for part in (*needs, "autoencoder"))
         if same and set(needs) <= set(stored.tensors):
             return Start(folder, f"starting from {name}, {' and '.join(sorted(stored.tensors))}.")
     return None

@@ -200,7 +200,7 @@ def _read_model(folder: str | Path, config: IRISConfig, parts: tuple[str, ...]) 
     stored = read_checkpoint(resolve_folder(folder))
     theirs = IRISConfig.from_dict(stored.config)
     for part in set(parts) & set(stored.tensors):
-        if getattr(theirs, part) != getattr(config, part):
+        if not config.fits(part, theirs):
             raise CheckpointError(f"the {part} in {folder} was built with another configuration; choose the same preset for every stage.")
     return {part: stored.tensors[part] for part in parts if part in stored.tensors}
 
