@@ -292,6 +292,13 @@ def test_scenes_by_name():
     assert all(related.spec(i).facts.relation for i in range(20))
 
 
+@pytest.mark.parametrize("source", ["scenes", "scenes:2", "scenes:one", "scenes:relation", "scenes:one,trio", "scenes:relation*2+scenes"])
+def test_scenes_named_as_they_name_themselves_are_the_same_scenes(source: str) -> None:
+    data = load_dataset_by_name(source, 16, "train", 12)
+    again = load_dataset_by_name(data.name, 16, "train", 12)
+    assert again.name == data.name and [again[i].captions for i in range(12)] == [data[i].captions for i in range(12)]
+
+
 def test_mixes_keep_their_shares_and_repeat_the_small(tmp_path):
     root = make_folder(tmp_path / "a+b", 10)
     assert _split_mix(f"scenes*2+folder:{root}") == [("scenes", 2.0), (f"folder:{root}", 1.0)]

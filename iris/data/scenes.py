@@ -243,10 +243,11 @@ class Scenes:
                  kinds: Iterable[str] | None = None) -> None:
         if size < 16 or count < 0:
             raise DataError(f"scenes of size {size} and count {count} cannot be made; use a size from 16 and a count from 0.")
-        self.name = f"scenes:{max_objects}" if max_objects < 3 else "scenes"
         self.skipped: dict[str, int] = {}
         self.size, self.count, self.seed, self.split, self.max_objects = size, count, seed, split, max_objects
         self.kinds = tuple(_allowed_kinds(max_objects, kinds, split))
+        every = self.kinds == tuple(_allowed_kinds(max_objects, None, split))
+        self.name = f"scenes:{','.join(self.kinds)}" if not every else f"scenes:{max_objects}" if max_objects < 3 else "scenes"
 
     def __len__(self) -> int:
         return self.count
