@@ -252,6 +252,21 @@ def test_depth_becomes_free_at_its_step() -> None:
     assert all(draw.warm_depth >= CONFIG.mean_iterations for draw in warm)
 
 
+def test_a_training_begins_where_things_stand() -> None:
+    """Before `coarse_until` the noise is high and the core brief, whatever else is asked for; held-out data are drawn alike at every step."""
+    loss = RectifiedFlowLoss(exit_weight=0.5, warm_start=0.5, coarse_until=100)
+    draws: dict[int | None, list] = {}
+    for at in (0, 99, 100, None):
+        loss.at_step(at)
+        draws[at] = [loss.draw(Field(None), batch(64), rng_for(step)) for step in range(32)]
+    logits = {at: torch.logit(torch.cat([draw.t for draw in drawn]).double(), eps=1e-9) for at, drawn in draws.items()}
+    for at, mean in {0: 2.5, 99: 2.5, 100: 0.5, None: 0.5}.items():
+        assert float(logits[at].mean()) == pytest.approx(mean, abs=0.1) and float(logits[at].std()) == pytest.approx(1.0, abs=0.1)
+    assert {draw.depth for draw in draws[0] + draws[99]} == {2}
+    assert all(draw.exit == 0 and draw.warm_from is None for at in (0, 99, None) for draw in draws[at])
+    assert any(draw.warm_from is not None for draw in draws[100]) and min(draw.depth for draw in draws[None]) == CONFIG.mean_iterations
+
+
 def test_the_exits_teacher_is_stopped() -> None:
     """The exit's gradient is that of its distance to a constant."""
     generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(exit_weight=1.0)

@@ -127,9 +127,18 @@ def test_every_stage_trains_in_double_precision(results: dict[int, StageResult],
 def test_a_stage_may_iterate_more_often_than_the_one_before(results: dict[int, StageResult], tmp_path: Path) -> None:
     deeper = preset("nano", generator__mean_iterations=7)
     with Run.open(tmp_path / "run") as run:
-        result = stages.train_text_to_image(deeper, *DATA, dataclasses.replace(TRAIN, train_steps=1), run, results[3].pipeline_path)
+        result = stages.train_text_to_image(deeper, *DATA, dataclasses.replace(TRAIN, train_steps=1), run, results[2].pipeline_path)
     assert read_checkpoint(result.pipeline_path, []).config["generator"]["mean_iterations"] == 7
     assert read_checkpoint(result.pipeline_path, []).metadata["defaults"]["num_iterations"] == 7
+
+
+def test_where_things_stand_is_learned_once(results: dict[int, StageResult], tmp_path: Path) -> None:
+    """Stage 3 begins with it, at two iterations; a model that has been through stage 3 trains on at its full depth at once."""
+    again = run_stage(3, tmp_path, results[3].pipeline_path)
+    told = [read_checkpoint(result.pipeline_path, []).metadata["training"]["loss"]["coarse_until"] for result in (results[3], again)]
+    assert told == [2, 0]
+    depths = [[{int(depth) for depth in row["loss_by_depth"]} for row in read_metrics(result.pipeline_path.parent)] for result in (results[3], again)]
+    assert depths[0][0] == {2} and min(depths[1][0]) >= NANO.generator.mean_iterations  # the first two of six steps
 
 
 def test_a_stage_refuses_what_does_not_fit(results: dict[int, StageResult], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Stage(str, Enum):
 RECIPES = {Stage.autoencoder: stages.train_autoencoder, Stage.class_conditional: stages.train_class_conditional,
            Stage.text_to_image: stages.train_text_to_image, Stage.aesthetic: stages.train_aesthetic, Stage.distill: stages.distill}
 
-_OF_FLOW = {"exit_weight", "warm_start", "logit_mean"}
+_OF_FLOW = {"exit_weight", "warm_start", "logit_mean", "coarse_until"}
 LOSS_OPTIONS = {Stage.autoencoder: set(), Stage.class_conditional: _OF_FLOW, Stage.text_to_image: _OF_FLOW, Stage.aesthetic: _OF_FLOW,
                 Stage.distill: {"exit_weight", "guidance_scale"}}
 
@@ -93,12 +93,13 @@ def main(
     exit_weight: Annotated[float | None, typer.Option(help="weight of the answer at a random earlier iteration; the stage's own when left out, 0 = none")] = None,
     warm_start: Annotated[float | None, typer.Option(help="share of the steps that start from the state of a noisier time; likewise")] = None,
     logit_mean: Annotated[float | None, typer.Option(help="where noise levels are drawn: the mean of ln(t / (1 - t)); higher = more noise, more about where things stand")] = None,
+    coarse_until: Annotated[int | None, typer.Option(help="so many steps first at high noise and two iterations, for where things stand; likewise")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="distill: the teacher's guidance, which goes into the student")] = None,
 ) -> None:
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
     if stage is not Stage.autoencoder and not init:
         raise typer.BadParameter(f"stage {stage.value} needs --init, the model of an earlier stage, such as RUN/pipeline or demo/models/iris-scenes.")
-    loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, guidance_scale=guidance_scale)
+    loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until, guidance_scale=guidance_scale)
     config = configure(preset, changes=set_, init=init)
     pictures, held_out = load_pictures(data, config, limit)
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer)

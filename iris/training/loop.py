@@ -317,7 +317,7 @@ class _Session:
 
 def _make_draw(session: _Session, batches: Callable[[int], Any], loss: Any, step: int, purpose: int) -> Any:
     if hasattr(loss, "at_step"):
-        loss.at_step(step)
+        loss.at_step(step if purpose == DRAW else None)
     return session.place(loss.draw(session.module, batches(step), rng_for(session.train.seed, purpose, step)))
 
 
@@ -325,10 +325,7 @@ def _make_draw(session: _Session, batches: Callable[[int], Any], loss: Any, step
 def held_out_loss(session: _Session, batches: Callable[[int], Any], loss: Any, count: int = 4) -> float:
     """Mean loss of the averaged module on `count` held-out batches with draws that are the same at every evaluation."""
     module = session.average.module.eval()
-    step = session.step
     outputs = [loss(module, _make_draw(session, batches, loss, index, HELD_OUT)).per_sample.mean() for index in range(count)]
-    if hasattr(loss, "at_step"):
-        loss.at_step(step)
     return float(session.accelerator.gather(torch.stack(outputs).mean()[None]).mean())
 
 

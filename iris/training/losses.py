@@ -136,6 +136,8 @@ class RectifiedFlowLoss:
     The depth is the mean or more: a core that must be right at every depth learns to be right at once and idles from then on
     (measured: reports/LOG.md, 2026-11-26). Only the last `grad_iterations` core iterations are differentiated.
     `weighting="specification"` multiplies by t / (1 - t) as the specification writes it (see `flow.specification_weight`).
+    Before step `coarse_until` it learns where things stand: high noise (COARSE_LOGIT_MEAN) and COARSE_ITERATIONS of the core, at
+    twice the pictures a second. Later draws, one in 22 above t = 0.9, would teach it ten times as slowly (reports/LOG.md, 2026-11-26).
     From step `free_from` on two things make depth free at inference:
 
     - with `exit_weight` > 0 a random earlier iteration is read out too, and learns the full depth's own stopped answer
@@ -146,29 +148,34 @@ class RectifiedFlowLoss:
     """
 
     WARM_REACH = (0.03, 0.4)  # how much noisier the neighbouring time is
+    COARSE_LOGIT_MEAN, COARSE_ITERATIONS = 2.5, 2
 
     def __init__(self, logit_mean: float = 0.5, logit_std: float = 1.0, shift: float = 1.0, caption_dropout: float = 0.1,
                  grad_iterations: int = 8, weighting: str = "none", random_depth: bool = True, exit_weight: float = 0.0,
-                 warm_start: float = 0.0, free_from: int = 0) -> None:
+                 warm_start: float = 0.0, free_from: int = 0, coarse_until: int = 0) -> None:
         if weighting not in ("none", "specification"):
             raise ConfigError(f"weighting is {weighting!r}; use 'none' or 'specification'.")
         self.logit_mean, self.logit_std, self.shift = logit_mean, logit_std, shift
         self.caption_dropout, self.grad_iterations = caption_dropout, grad_iterations
         self.weighting, self.random_depth = weighting, random_depth
-        self.exit_weight, self.warm_start, self.free_from = exit_weight, warm_start, free_from
-        self.depth_is_free = free_from <= 0
+        self.exit_weight, self.warm_start = exit_weight, warm_start
+        self.free_from, self.coarse_until = free_from, coarse_until
+        self.is_coarse, self.depth_is_free = coarse_until > 0, max(free_from, coarse_until) <= 0
 
-    def at_step(self, step: int) -> None:
-        """Called by the loop before each draw."""
-        self.depth_is_free = step >= self.free_from
+    def at_step(self, step: int | None) -> None:
+        """Called by the loop before each draw; None: held-out data, drawn at every level of noise and the full depth throughout."""
+        self.is_coarse = step is not None and step < self.coarse_until
+        self.depth_is_free = step is not None and step >= max(self.free_from, self.coarse_until)
 
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> FlowDraw:
         count = len(batch.latents)
         noise = torch.randn(batch.latents.shape, generator=rng)
-        t = sample_timesteps(count, rng, self.logit_mean, self.logit_std, self.shift)
+        t = sample_timesteps(count, rng, self.COARSE_LOGIT_MEAN if self.is_coarse else self.logit_mean, self.logit_std, self.shift)
         drop = torch.rand(count, generator=rng) < self.caption_dropout
         mean = module.config.mean_iterations
         depth = max(mean, sample_depth(rng, mean)) if self.random_depth else mean
+        if self.is_coarse:
+            depth = min(mean, self.COARSE_ITERATIONS)
         exit, warm_from, warm_depth = 0, None, 0
         if self.depth_is_free and self.warm_start > 0 and float(torch.rand((), generator=rng)) < self.warm_start:
             low, high = self.WARM_REACH
@@ -252,10 +259,10 @@ class ConsistencyLoss(RectifiedFlowLoss):
         self.teacher = teacher.eval().requires_grad_(False)
         self.guidance_scale, self.stages, self.steps_per_stage, self.stage = guidance_scale, stages, steps_per_stage, 0
 
-    def at_step(self, step: int) -> None:
-        """The pairing tightens every `steps_per_stage` steps."""
+    def at_step(self, step: int | None) -> None:
+        """The pairing tightens every `steps_per_stage` steps; held-out data keep the first stage's pairs."""
         super().at_step(step)
-        self.stage = min(step // self.steps_per_stage, self.stages - 1)
+        self.stage = min((step or 0) // self.steps_per_stage, self.stages - 1)
 
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> ConsistencyDraw:
         flow = super().draw(module, batch, rng)

@@ -100,19 +100,27 @@ def train_class_conditional(config: IRISConfig, train_data: ImageDataset, held_o
 
 def train_text_to_image(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
                         init: str | Path, on_log: OnLog | None = None, **loss_options: Any) -> StageResult:
-    """Stage 3: align text and image with the pictures' own captions."""
-    return _train_flow(3, config, train_data, held_out_data, train, run, init, on_log, written_captions, any_depth(train) | loss_options)
+    """Stage 3: align text and image with the pictures' own captions.
+
+    A third of the steps first for where things stand, unless `init` has been through stage 3 before and knows.
+    """
+    coarse = 0 if _training_of(init).get("stage", 1) >= 3 else train.train_steps // 3
+    return _train_flow(3, config, train_data, held_out_data, train, run, init, on_log, written_captions,
+                       {"coarse_until": coarse} | free_depth(train) | loss_options)
 
 
 def train_aesthetic(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
                     init: str | Path, on_log: OnLog | None = None, **loss_options: Any) -> StageResult:
     """Stage 4: the same training on the subset whose look is wanted."""
-    return _train_flow(4, config, train_data, held_out_data, train, run, init, on_log, written_captions, any_depth(train) | loss_options)
+    return _train_flow(4, config, train_data, held_out_data, train, run, init, on_log, written_captions, free_depth(train) | loss_options)
 
 
-def any_depth(train: TrainConfig) -> dict[str, Any]:
-    """Options of the flow loss that keep every depth usable and the state worth carrying over, in the second half of stages 3 and 4."""
-    return {"exit_weight": 0.25, "warm_start": 0.25, "free_from": train.train_steps // 2}
+def free_depth(train: TrainConfig) -> dict[str, Any]:
+    """Options of the flow loss that make a state worth carrying over, in the second half of stages 3 and 4.
+
+    No exits: they made the shared core right at once, and later iterations idle (reports/LOG.md, 2026-11-26).
+    """
+    return {"warm_start": 0.25, "free_from": train.train_steps // 2}
 
 
 def _train_flow(stage: int, config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
@@ -223,9 +231,14 @@ def load_models(folder: str | Path, config: IRISConfig, seed: int, trained: bool
     return autoencoder.eval().requires_grad_(False), generator
 
 
+def _training_of(folder: str | Path | None) -> dict[str, Any]:
+    """What the model in a folder tells of its last training; nothing without a folder."""
+    return {} if folder is None else read_checkpoint(resolve_folder(folder), []).metadata.get("training", {})
+
+
 def _lineage(folder: str | Path | None) -> dict[str, Any]:
     """What went into the model in a folder: `before`, its generator's trainings, the first one first, and what its autoencoder saw."""
-    told = {} if folder is None else read_checkpoint(resolve_folder(folder), []).metadata.get("training", {})
+    told = _training_of(folder)
     if told.get("stage", 1) == 1:  # made no generator
         return {"before": [], "autoencoder_data": told.get("data", "")}
     own = {key: value for key, value in told.items() if key != "before"}
