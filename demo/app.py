@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, load the model, serve until interrupted."""
     on_space = bool(os.environ.get("SPACE_ID"))
     parser = argparse.ArgumentParser(prog="python -m demo.app", description="Serve the IRIS page.")
-    parser.add_argument("--model", help="a model folder or a Hub id (default: the first folder in demo/models)")
+    parser.add_argument("--model", default=os.environ.get("IRIS_MODEL"), help="a model folder or a Hub id (default: $IRIS_MODEL, else the first folder in demo/models)")
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"))
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's tunnel; implies --public")

@@ -41,6 +41,7 @@ MIRROR_SECONDS = 300.0  # between two copies to the mirror, which may be slow
 # Entries of run.json that are no part of the configuration.
 ID, SETTLED = "id", "settled"
 _START_OVER = "start over (start_over=True in a notebook, --start-over on the command line, resume=False here)"
+_OPEN: weakref.WeakValueDictionary[Path, Run] = weakref.WeakValueDictionary()  # the runs that this process writes to
 _FIGURE_NAME = re.compile(r"[\w][\w.-]*")
 
 
@@ -63,17 +64,21 @@ class Run:
         self._refreshed = self._mirrored = time.monotonic()
 
     @classmethod
-    def open(cls, path: Path | str, config: Mapping[str, Any] | None = None, resume: bool = True, mirror: Path | str | None = None) -> Run:
+    def open(cls, path: Path | str, config: Mapping[str, Any] | None = None, resume: bool = True, mirror: Path | str | None = None,
+             take_over: bool = False) -> Run:
         """Create the run folder, or open it again, and take its lock.
 
         config: plain JSON data that must stay the same when the run is continued: put in it what decides the result,
         not how long to train. resume=False starts over; what an earlier run left is moved to RUN/previous-N.
         mirror: a second folder to keep a copy in (see `copy_to_mirror`). When it has come further than this folder, as on a
-        new machine, the run is brought back from it first.
+        new machine, the run is brought back from it first. take_over: an earlier handle of this very process is given back
+        first, as a notebook needs that is run again from its top.
         Raises RunError when another living process writes to it, when it was started with another config, when the mirror
         is that of another run, or when the folder cannot be written.
         """
         path = Path(path).expanduser().resolve()
+        if take_over and path in _OPEN:
+            _OPEN[path].close()
         try:
             path.mkdir(parents=True, exist_ok=True)
             _take_lock(path)
@@ -97,6 +102,7 @@ class Run:
             if isinstance(error, RunError):
                 raise
             raise RunError(f"the run folder {path} cannot be written: {error.strerror or error}.") from error
+        _OPEN[path] = run
         return run
 
     def __enter__(self) -> Run:

@@ -96,7 +96,8 @@ def _sizes(quality: dict[str, Any]) -> str:
 def _settings(quality: dict[str, Any]) -> str:
     """The options that drew the pictures of a quality file, as the command takes them."""
     told = quality.get("parameters", {})
-    options = "".join(f" --{name.replace('_', '-')} {told[name]:g}" for name in ("num_steps", "num_iterations", "guidance_scale") if isinstance(told.get(name), (int, float)))
+    options = "".join(f" --{name} {count}" for name, count in quality.get("counts", {}).items())
+    options += "".join(f" --{name.replace('_', '-')} {told[name]:g}" for name in ("num_steps", "num_iterations", "guidance_scale") if isinstance(told.get(name), (int, float)))
     return options + (" --carry-state" if told.get("carry_state") else "")
 
 
@@ -128,7 +129,7 @@ def _thinking(depth: dict[str, Any]) -> str:
     auto_share = (f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth of equal quality" if automatic["equal"] else
                   f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest good fixed depth, but does not draw as well")
     efforts = ", ".join(f"{name} {steps} x {iterations}" for name, (steps, iterations) in depth["frontier"].items())
-    return f"""Steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}:
+    return f"""By `python -m iris.evaluation depth RUN/pipeline{_exam(depth)} --json`, steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}:
 
 | setting | {" | ".join(columns)} |
 |---|{"---|" * len(columns)}
@@ -201,14 +202,12 @@ Text states come from all-MiniLM-L6-v2 (Apache-2.0); the autoencoder's perceptua
 {recipes}
 
 ## Measured
-On held-out data (`retrieval_train`: on captions of the training), by `python -m iris.evaluation quality RUN{_settings(quality or {})} --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
+On held-out data (`retrieval_train`: on captions of the training), by `python -m iris.evaluation quality RUN/pipeline{_settings(quality or {})} --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
 they were rounded to half precision.
 
 {measured}
 
 ## Thinking longer
-By `python -m iris.evaluation depth RUN{_exam(depth or {})} --json`.
-
 {_thinking(depth or {})}
 
 ## Limits
@@ -220,8 +219,8 @@ It knows {" and ".join(_KNOWN[kind] for kind in _KNOWN if kind in training["data
 def release(
     run: Annotated[Path, typer.Argument(help="a trained pipeline folder")],
     folder: Annotated[Path, typer.Argument(help="where the released model goes, such as demo/models/iris-scenes")],
-    quality: Annotated[Path | None, typer.Option(help="JSON of `python -m iris.evaluation quality RUN --json`")] = None,
-    depth: Annotated[Path | None, typer.Option(help="JSON of `python -m iris.evaluation depth RUN --json`; sets the exit threshold and the efforts")] = None,
+    quality: Annotated[Path | None, typer.Option(help="JSON of `python -m iris.evaluation quality RUN/pipeline --json`")] = None,
+    depth: Annotated[Path | None, typer.Option(help="JSON of `python -m iris.evaluation depth RUN/pipeline --json`; sets the exit threshold and the efforts")] = None,
     num_steps: Annotated[int | None, typer.Option(help="default solver steps; the run's own by default")] = None,
     num_iterations: Annotated[int | None, typer.Option(help="default core iterations; the run's own by default")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="default guidance; the run's own by default")] = None,

@@ -54,6 +54,7 @@ from iris.training.loop import TrainConfig
 from iris.training.prepare import (
     configure,
     find_start,
+    first_model,
     load_pictures,
     open_run,
     plan_training,
@@ -162,6 +163,27 @@ def test_the_same_recipe_continues_and_another_is_refused(tmp_path):
     with pytest.raises(RunError, match="another configuration"):
         open_run(tmp_path, config, plan_training(11, 0.0, 4, 1e-3), "scenes")
     open_run(tmp_path, config, plan_training(11, 0.0, 4, 1e-3), "scenes", start_over=True).close()
+
+
+def test_a_notebook_that_is_run_again_from_the_top_opens_its_run_again(tmp_path: Path) -> None:
+    """The kernel still holds the first handle; another process would be refused, and a handle that someone else holds is not taken."""
+    config, train = preset("nano"), plan_training(10, 0.0, 4, 1e-3)
+    run = open_run(tmp_path, config, train, "scenes")
+    run.log(1, loss=0.5)
+    run = open_run(tmp_path, config, train, "scenes")
+    run.log(2, loss=0.4)
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+    with pytest.raises(RunError, match="open for writing"):
+        Run.open(tmp_path)
+    run.close()
+
+
+def test_a_stage_takes_the_layout_of_the_first_model_that_is_there(tmp_path: Path) -> None:
+    older = preset("nano", generator__core_stride=2)
+    folder = str(write_checkpoint(tmp_path / "older", older.to_dict(), {"autoencoder": dict(WaveletVAE(older.autoencoder).state_dict())}))
+    assert first_model("", "runs/none/pipeline", str(tmp_path / "nothing"), folder, "user/name") == folder
+    assert first_model("user/name", folder) == "user/name" and first_model("", "runs/none/pipeline") == first_model() == ""
+    assert configure("nano", init=first_model("runs/none/pipeline", folder)) == older and configure("nano", init=first_model("")) == preset("nano")
 
 
 def test_pictures_come_at_the_models_size():

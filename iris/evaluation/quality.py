@@ -360,6 +360,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
         missing = {name: str(error) for name in ("samples", "retrieval")}
     common = {"seed": seed, "batch_size": batch_size, **arguments}
     result: dict[str, Any] = {"model": pipe.config.name, "data": source, "features": FEATURES if features else None, "seed": seed,
+                              "counts": {"scenes": scenes, "pictures": pictures, "samples": samples, "retrieved": retrieved},
                               "parameters": {**vars(pipe.defaults), **{name: value for name, value in arguments.items() if value is not None}}}
     if pictures:
         held_out = load_dataset_by_name(source, size, "held_out", pictures)

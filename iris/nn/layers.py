@@ -105,7 +105,7 @@ class FeedForward(nn.Module):
         self.contract = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(F.gelu(self.expand(x), approximate="tanh"))
+        return self.contract(F.gelu(self.expand(x)))
 
 
 class ConvBlock(nn.Module):

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         pictures = OnnxPipeline(given.folder, given.threads)(given.prompt, given.num_steps, given.num_iterations, given.guidance_scale, given.seed)
         given.output.write_bytes(png_bytes(pictures[0]))
     except ImportError as error:
-        print(f"Error: {error.name} is not installed; run: pip install \"iris-workbench[runtime]\".", file=sys.stderr)
+        print(f"Error: {error.name} is not installed; run: pip install numpy onnxruntime tokenizers.", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -81,7 +81,7 @@ def main(
     init: Annotated[str, typer.Option(help="the previous stage's pipeline folder or a hub id")] = "",
     limit: Annotated[int, typer.Option(help="at most so many examples; 0 = all")] = 0,
     train_steps: int = 1000,
-    minutes: Annotated[float, typer.Option(help="end by the clock; 0 = never")] = 0.0,
+    minutes: Annotated[float, typer.Option(help="end by the clock, if train-steps are not reached before; 0 = never")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="examples a step over all processes")] = 32,
     learning_rate: float = 1e-3,
     mirror: Annotated[str, typer.Option(help="a second folder to keep a copy of the run in; a new machine continues from it")] = "",

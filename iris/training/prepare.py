@@ -68,7 +68,7 @@ def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: s
     decides: dict[str, Any] = {"model": config.to_dict(), "data": data, "recipe": train.recipe()}
     if loss_options:
         decides["loss"] = loss_options
-    return Run.open(folder, decides, resume=not start_over, mirror=mirror or _mirror_of(folder))
+    return Run.open(folder, decides, resume=not start_over, mirror=mirror or _mirror_of(folder), take_over=True)
 
 
 def _mirror_of(folder: str | Path) -> Path | None:
@@ -85,15 +85,22 @@ class Start:
     why: str
 
 
+def first_model(*candidates: str) -> str:
+    """The first of `candidates` that is a model folder, or a hub id for all that can be told here; "" where there is none."""
+    return next(filter(_may_be_model, candidates), "")
+
+
+def _may_be_model(name: str) -> bool:
+    looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+    return bool(name) and (not looks_local or (Path(name).expanduser() / "manifest.json").is_file())
+
+
 def find_start(candidates: list[str], config: IRISConfig, needs: tuple[str, ...]) -> Start | None:
     """The first of `candidates` (folders or hub ids) that is a model of this configuration with the parts in `needs`; None otherwise.
 
     A folder that is not there, or a model of another size, is passed over; a damaged one raises CheckpointError.
     """
-    for name in filter(None, candidates):
-        looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
-        if looks_local and not (Path(name).expanduser() / "manifest.json").is_file():
-            continue
+    for name in filter(_may_be_model, candidates):
         folder = resolve_folder(name)
         stored = read_checkpoint(folder)
         theirs = IRISConfig.from_dict(stored.config)
