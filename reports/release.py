@@ -155,11 +155,11 @@ _READ = {"scenes": "`scenes.KIND.right` is the share of held-out captions of tha
                   "concepts that were trained in another style only, and `ceiling` is what real art of that other style reaches."}
 
 
-def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any], depth: dict[str, Any] | None = None) -> str:
-    """The card's text, with the front matter that the Hub reads."""
+def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any], depth: dict[str, Any] | None = None, note: str = "") -> str:
+    """The card's text, with the front matter that the Hub reads; `note` is what the recipes of the trainings do not tell."""
     training, defaults = pipe.metadata["training"], pipe.defaults
     trainings = [*training.get("before", []), {key: value for key, value in training.items() if key != "before"}]
-    recipes = "\n".join(f"- {_told(part)}\n  Recipe: `{json.dumps(part['recipe'] | part.get('loss', {}))}`" for part in trainings)
+    recipes = "`minutes` in a recipe is the last limit given, not the time taken.\n" + "\n".join(f"- {_told(part)}\n  Recipe: `{json.dumps(part['recipe'] | part.get('loss', {}))}`" for part in trainings)
     parts = {"generator": pipe.generator, "of that the shared core": pipe.generator.core, "autoencoder": pipe.autoencoder}
     rows = "\n".join(f"| {key} | {value} |" for key, value in _estimates(quality))
     measured = f"| figure | value (95 % interval) |\n|---|---|\n{rows}" if rows else "Not measured."
@@ -200,7 +200,7 @@ Text states come from all-MiniLM-L6-v2 (Apache-2.0); the autoencoder's perceptua
 {sum(part["images_seen"] for part in trainings):,} pictures seen in {sum(part["minutes"] for part in trainings):.0f} minutes{", each training from the averaged weights of the one before" if len(trainings) > 1 else ""}:
 
 {recipes}
-
+{f"{chr(10)}{note}{chr(10)}" if note else ""}
 ## Measured
 On held-out data (`retrieval_train`: on captions of the training), by `python -m iris.evaluation quality RUN/pipeline{_settings(quality or {})} --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
 they were rounded to half precision.
@@ -225,6 +225,7 @@ def release(
     num_iterations: Annotated[int | None, typer.Option(help="default core iterations; the run's own by default")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="default guidance; the run's own by default")] = None,
     autoencoder_data: Annotated[str, typer.Option(help="what the autoencoder was trained on, for a run that does not tell")] = "",
+    note: Annotated[str, typer.Option(help="what the card's recipes do not tell, such as a change of the weights by hand")] = "",
 ) -> None:
     """Write the released model, its card and its sample sheet."""
     pipe = IRISPipeline.from_pretrained(run)
@@ -245,7 +246,7 @@ def release(
     prompts, images, pipe.metadata["examples"] = contact_sheet(pipe, source)
     pipe.save_pretrained(folder)
     save_figure(image_grid(images, prompts, columns=8), folder / "samples.png", dpi=100)
-    (folder / "README.md").write_text(model_card(pipe, folder.as_posix(), figures, thinking))
+    (folder / "README.md").write_text(model_card(pipe, folder.as_posix(), figures, thinking, note))
     typer.echo(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 
