@@ -7,6 +7,7 @@ counted in core passes of one picture, both passes of guidance included; "equal 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -156,7 +157,9 @@ class Calibration:
 @torch.inference_mode()
 def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, fixed: int, deep: int,
                         guidance_scale: float | None = None, carry_state: bool = False) -> Calibration:
-    """The largest threshold of "auto" whose pictures lie as close to those of `deep` iterations as those of `fixed` iterations do.
+    """The largest threshold of "auto" whose pictures lie as close to those of `deep` iterations as those of `fixed` iterations do,
+
+    found to 5 % by halving on a logarithmic scale from 0.003 to 0.3; 0.003 where none is close enough.
 
     Distances are medians over pictures of the root mean square between final latents. With `carry_state` "auto" carries its state from
     step to step; the fixed depths never do. The pipeline's defaults are left as they were.
@@ -171,14 +174,23 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
 
     goal, _ = latents(deep)
     allowed, kept = distance(latents(fixed)[0]), pipe.defaults
-    best: Calibration | None = None
+
+    def tried(threshold: float) -> Calibration:
+        pipe.defaults = replace(kept, exit_threshold=float(f"{threshold:.3g}"))
+        found, spent = latents("auto")
+        return Calibration(pipe.defaults.exit_threshold, distance(found), spent, allowed, fixed)
+
+    close, far = 0.003, 0.3
     try:
-        for threshold in np.geomspace(0.3, 0.003, 15):
-            pipe.defaults = replace(kept, exit_threshold=float(f"{threshold:.2g}"))
-            found, spent = latents("auto")
-            best = Calibration(pipe.defaults.exit_threshold, distance(found), spent, allowed, fixed)
-            if best.distance <= allowed:
-                break
+        best = tried(far)
+        if best.distance > allowed:
+            best = tried(close)
+            while best.distance <= allowed and far > 1.05 * close:
+                middle = tried(math.sqrt(close * far))
+                if middle.distance <= allowed:
+                    best, close = middle, middle.threshold
+                else:
+                    far = middle.threshold
     finally:
         pipe.defaults = kept
     return best
@@ -221,7 +233,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
 def _automatic(exam: DepthExam, num_steps: int, fixed: Outcome, carry_state: bool) -> tuple[Calibration, Outcome]:
     """The threshold that loses no more than `fixed` does, and what "auto" gives with it."""
     pipe, mean = exam.pipe, exam.pipe.config.generator.mean_iterations
-    prompts = [caption_scene(spec)[0] for specs in exam.specs.values() for spec in specs][:32] or exam.captions[:32]
+    prompts = [caption_scene(spec)[0] for kinds in zip(*exam.specs.values(), strict=True) for spec in kinds][:32] or exam.captions[:32]
     seeds = range(exam.seed, exam.seed + len(prompts))
     calibration = calibrate_threshold(pipe, prompts, seeds, num_steps, int(fixed.setting.num_iterations), 2 * mean, exam.guidance_scale, carry_state)
     kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, exit_threshold=calibration.threshold)
