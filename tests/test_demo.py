@@ -262,6 +262,14 @@ def test_without_a_model_main_says_what_to_do(tmp_path: Path) -> None:
     assert "could not be loaded" in str(refused.value)
 
 
+def test_the_environment_names_the_model_of_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Space passes no arguments. What is said on the command line counts more."""
+    monkeypatch.setenv("IRIS_MODEL", str(tmp_path / "from-the-environment"))
+    for arguments, named in (([], "from-the-environment"), (["--model", str(tmp_path / "said")], "said")):
+        with pytest.raises(SystemExit, match=f"could not be loaded: .*{named}"):
+            app.main(arguments)
+
+
 def test_the_command_serves_a_model_folder(tmp_path: Path) -> None:
     folder = nano_pipeline().save_pretrained(tmp_path / "nano")
     port = free_port()
