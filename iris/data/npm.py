@@ -74,7 +74,7 @@ def _pack(package: NpmPackage, target: Path) -> None:
         os.replace(packed, target)
 
 
-def read_tarball(path: Path, folder: str, suffix: str) -> Iterator[tuple[str, bytes]]:
+def read_tarball(path: Path, folder: str, suffix: str, max_file: int = _MAX_FILE) -> Iterator[tuple[str, bytes]]:
     """(file name without suffix, content) of the regular files right in `folder` of a tarball that end in `suffix`.
 
     Members are read, never extracted, so no path, link or device in the archive can touch the disk; sizes are bounded.
@@ -86,7 +86,7 @@ def read_tarball(path: Path, folder: str, suffix: str) -> Iterator[tuple[str, by
             if not member.isreg() or parent != folder or not name.endswith(suffix):
                 continue
             total += member.size
-            if member.size > _MAX_FILE or total > _MAX_TOTAL:
+            if member.size > max_file or total > _MAX_TOTAL:
                 raise DataError(f"{path.name} holds more than its pack should ({name} is {member.size} bytes).")
             file = archive.extractfile(member)
             if file is not None:

@@ -17,30 +17,36 @@ MATMUL_DFT_LIMIT = 64  # up to this side matrix products are faster than the FFT
 DENSE_DFT_LIMIT = 64  # up to this many tokens one product with the matrix of the whole 2-D transform is the fastest
 
 
-def _axis_matrix(length: int, half: bool) -> np.ndarray:
-    """The orthonormal DFT matrix [frequencies, length], complex128; `half` keeps length // 2 + 1 rows."""
+def _axis_matrix(length: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Real and imaginary part of the orthonormal DFT matrix [frequencies, length], float64; `half` keeps length // 2 + 1 rows.
+
+    No complex numbers: these lines are also traced, and a compiler makes no code for those.
+    """
     rows = length // 2 + 1 if half else length
-    return np.exp(-2j * np.pi * np.outer(np.arange(rows), np.arange(length)) / length) / length**0.5
+    angle = 2 * np.pi / length * np.outer(np.arange(rows), np.arange(length))
+    return np.cos(angle) / length**0.5, -np.sin(angle) / length**0.5
 
 
 def _factors(height: int, width: int) -> dict[str, np.ndarray]:
     """The constant factors of both transforms for one grid. Complex products are real ones on stacked parts."""
-    rows, columns = _axis_matrix(width, True), _axis_matrix(height, False)
+    (row_real, row_imag), (real, imag) = _axis_matrix(width, True), _axis_matrix(height, False)
     # The discarded half of the spectrum mirrors the kept one, so inner frequencies count twice in the inverse; the
     # imaginary parts of the zero and the Nyquist frequency have no effect on a real signal, as in irfft2.
-    twice = np.array([[1.0 if k == 0 or 2 * k == width else 2.0] for k in range(len(rows))])
+    twice = np.array([[1.0 if k == 0 or 2 * k == width else 2.0] for k in range(len(row_real))])
     if height * width <= DENSE_DFT_LIMIT:
-        whole = np.kron(columns, rows)  # [h * f, h * w]
-        back = (np.tile(twice, (height, 1)) * whole).T
-        return {"real": whole.real, "imag": whole.imag, "back_real": back.real, "back_imag": back.imag}
-    # Columns read (row, part) pairs and give one part each; backwards they write (row, part) pairs.
-    back, square = columns.T.conj(), (height, 2 * height)
-    return {"across": np.concatenate([rows.real, rows.imag]),
-            "real": np.stack([columns.real, -columns.imag], axis=-1).reshape(square),
-            "imag": np.stack([columns.imag, columns.real], axis=-1).reshape(square),
-            "back_real": np.stack([back.real, back.imag], axis=1).reshape(square[::-1]),
-            "back_imag": np.stack([-back.imag, back.real], axis=1).reshape(square[::-1]),
-            "back_across": (np.concatenate([rows.real, rows.imag]) * np.tile(twice, (2, 1))).T}
+        whole_real = np.kron(real, row_real) - np.kron(imag, row_imag)  # [h * f, h * w]
+        whole_imag = np.kron(real, row_imag) + np.kron(imag, row_real)
+        weight = np.tile(twice, (height, 1))
+        return {"real": whole_real, "imag": whole_imag, "back_real": (weight * whole_real).T, "back_imag": (weight * whole_imag).T}
+    # Columns read (row, part) pairs and give one part each; backwards, by the conjugate transpose, they write (row, part) pairs.
+    square = (height, 2 * height)
+    across = np.concatenate([row_real, row_imag])
+    return {"across": across,
+            "real": np.stack([real, -imag], axis=-1).reshape(square),
+            "imag": np.stack([imag, real], axis=-1).reshape(square),
+            "back_real": np.stack([real.T, -imag.T], axis=1).reshape(square[::-1]),
+            "back_imag": np.stack([imag.T, real.T], axis=1).reshape(square[::-1]),
+            "back_across": (across * np.tile(twice, (2, 1))).T}
 
 
 @lru_cache(maxsize=32)

@@ -71,7 +71,7 @@ def linear_scan(a: Tensor, b: Tensor, dim: int, ways: int | None = None) -> Tens
     `ways` names an axis of length 2 whose second half is scanned from the end to the start. The Python loop has as many
     turns as `dim` is long (the side of a grid) and each turn advances every other axis.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():  # a compiler fuses the turns, and an exporter cannot write into slices
         return _traced_scan(a, b, dim, ways)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         return _LinearScan.apply(a, b, dim, ways)
@@ -99,6 +99,16 @@ def _open(recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tu
     for edge in edges:
         scale.view(shape)[edge] = 1.0
     return recurrence, inflow, decay, scale, (inflow * x).mul_(scale)
+
+
+def _traced_gates(recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
+    """What `_Gates` computes, in the plain operations that a compiler differentiates and fuses itself."""
+    log_decay = recurrence.sigmoid() * rate
+    enters_whole = torch.zeros(shape, dtype=torch.bool, device=x.device)
+    for edge in edges:
+        enters_whole[edge] = True
+    scale = torch.where(enters_whole.view(x.shape), 1.0, (1e-8 - torch.expm1(2 * log_decay)).sqrt())
+    return log_decay.exp(), inflow.sigmoid() * x * scale
 
 
 class _Gates(torch.autograd.Function):
@@ -176,5 +186,8 @@ class GatedLinearRecurrence(nn.Module):
         # The first token has no past to make room for: it enters unscaled (Griffin's code).
         first = ((slice(None), 0, slice(None), slice(None), 0), (slice(None), 1, slice(None), slice(None), -1))
         gated = (*logits, x, rate, lines.shape, first)
-        decay, inflow = _Gates.apply(*gated) if torch.is_grad_enabled() else _open(*gated)[2::2]
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            decay, inflow = _traced_gates(*gated)
+        else:
+            decay, inflow = _Gates.apply(*gated) if torch.is_grad_enabled() else _open(*gated)[2::2]
         return linear_scan(decay.view(lines.shape), inflow.view(lines.shape), dim=4, ways=1)

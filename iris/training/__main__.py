@@ -88,6 +88,7 @@ def main(
     start_over: Annotated[bool, typer.Option("--start-over", help="put aside what an earlier run left in its folder")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
     optimizer: Annotated[str, typer.Option(help="muon (AdamW for what is no matrix) or adamw")] = "muon",
+    compile_: Annotated[bool, typer.Option("--compile", help="compile the generator's blocks first: a minute that pays on a GPU")] = False,
     seed: int = 0,
     set_: Annotated[list[str], typer.Option("--set", metavar="PART.FIELD=VALUE", help="change a field of the preset, such as generator.mixer=attention; repeatable")] = [],  # noqa: B006
     exit_weight: Annotated[float | None, typer.Option(help="weight of the answer at a random earlier iteration; the stage's own when left out, 0 = none")] = None,
@@ -102,7 +103,7 @@ def main(
     loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until, guidance_scale=guidance_scale)
     config = configure(preset, changes=set_, init=init)
     pictures, held_out = load_pictures(data, config, limit)
-    train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer)
+    train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer, compile_)
     options = ({"init": init} if init else {}) | loss_options
     first = join_processes().is_main_process
     folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(run)

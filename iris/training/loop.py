@@ -9,12 +9,15 @@ batches that follow. The average never sees a step that failed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from threading import Lock
 from typing import Any
 
 import torch
@@ -26,6 +29,8 @@ from tqdm.auto import tqdm
 
 from iris.checkpoint import Checkpoint, CheckpointError, load_module, read_checkpoint, write_checkpoint
 from iris.config import ConfigError
+from iris.nn.generator import CodaBlock, CoreLayer
+from iris.nn.layers import ConvBlock
 from iris.rng import rng_for
 from iris.runs import Run
 from iris.step_checkpoints import latest_checkpoint, prune_checkpoints, step_folder
@@ -41,7 +46,10 @@ OnLog = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how to train. `minutes` > 0 ends a run by the clock, with a checkpoint; it never changes a step."""
+    """How long and how to train. `minutes` > 0 ends a run by the clock, with a checkpoint; it never changes a step.
+
+    compile: make the generator's blocks anew for the device at hand (torch.compile), a minute's work that pays on a GPU.
+    """
 
     train_steps: int = 1000
     minutes: float = 0.0
@@ -54,6 +62,7 @@ class TrainConfig:
     optimizer: str = "muon"
     ema_decay: float = 0.999
     precision: str = "auto"
+    compile: bool = False
     seed: int = 0
     log_every: int = 20
     eval_every: int = 250
@@ -87,7 +96,7 @@ class TrainConfig:
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result of a step: everything but how long to run and how often to look."""
-        free = ("minutes", "log_every", "eval_every", "checkpoint_seconds")
+        free = ("minutes", "log_every", "eval_every", "checkpoint_seconds", "compile")
         return {name: value for name, value in self.__dict__.items() if name not in free}
 
 
@@ -181,10 +190,13 @@ class _Session:
         self.raw_optimizer = build_optimizer(module, train.learning_rate, train.weight_decay, train.optimizer)
         self.optimizer = self.accelerator.prepare(self.raw_optimizer)
         self.average = AveragedModel(self.module, multi_avg_fn=ema_update(train.ema_decay))
+        if train.compile:
+            compile_blocks(self.module)  # after the average was copied off, which is only ever evaluated
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.guard = Guard()
         self.anchor: int | None = None  # the step of the checkpoint to roll back to
         self.best: dict[str, Any] | None = None  # {"step", "held_out_loss"} of the best checkpoint
+        self.drawing = Lock()  # a loss knows one step at a time
         self._saved: int | None = None
 
     @property
@@ -315,10 +327,40 @@ class _Session:
         return output, norm
 
 
+def compile_blocks(module: nn.Module) -> None:
+    """Compile the blocks of a generator in place, each kind once: whole iterations would be made anew for every depth."""
+    for block in module.modules():
+        if isinstance(block, (CoreLayer, ConvBlock, CodaBlock)):
+            block.compile(dynamic=False)
+
+
 def _make_draw(session: _Session, batches: Callable[[int], Any], loss: Any, step: int, purpose: int) -> Any:
-    if hasattr(loss, "at_step"):
-        loss.at_step(step if purpose == DRAW else None)
-    return session.place(loss.draw(session.module, batches(step), rng_for(session.train.seed, purpose, step)))
+    batch = batches(step)
+    with session.drawing:
+        if hasattr(loss, "at_step"):
+            loss.at_step(step if purpose == DRAW else None)
+        draw = loss.draw(session.module, batch, rng_for(session.train.seed, purpose, step))
+    return session.place(draw)
+
+
+class _Draws:
+    """The draws of the steps, in order. Beside a GPU the next one is made in a thread meanwhile; a CPU has its hands full."""
+
+    def __init__(self, make: Callable[[int], Any], is_ahead: bool) -> None:
+        self._make, self._thread = make, ThreadPoolExecutor(1) if is_ahead else None
+        self._next: Future | None = None
+
+    def __call__(self, step: int) -> Any:
+        if self._thread is None:
+            return self._make(step)
+        draw = (self._next or self._thread.submit(self._make, step)).result()
+        self._next = self._thread.submit(self._make, step + 1)
+        return draw
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
 
 
 @torch.no_grad()
@@ -341,9 +383,10 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
     meters, started, saved = _Meters(), time.monotonic(), time.monotonic()
     before, logged = session.seconds, (session.step, time.monotonic())
     ended = session.step >= train.train_steps or _time_is_up(session, train)
-    with tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True) as bar:
+    draws = _Draws(lambda step: _make_draw(session, batches, loss, step, DRAW), session.accelerator.device.type == "cuda")
+    with contextlib.closing(draws), tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True) as bar:
         while not ended:
-            output, norm = session.update(loss, _make_draw(session, batches, loss, session.step, DRAW))
+            output, norm = session.update(loss, draws(session.step))
             session.seconds = before + time.monotonic() - started
             meters.add(output)
             bar.update()
