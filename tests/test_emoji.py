@@ -177,6 +177,21 @@ def test_fetching_refuses_other_bytes_and_tells_what_to_do(tmp_path, monkeypatch
     assert set(emoji_packs()) <= {"openmoji"}
 
 
+def test_an_iconify_pack_gives_the_svg_of_every_code(tmp_path, monkeypatch):
+    """One file of bodies, one of codes; an alias leads to its icon, an icon of its own size says so, what is no emoji falls away."""
+    icons = {"icons": {"red-apple": {"body": "<circle r='1'/>"}, "wide": {"body": "<rect/>", "width": 64, "height": 32}, "logo": {"body": "<path/>"}},
+             "aliases": {"apple": {"parent": "red-apple"}}, "width": 128, "height": 128}
+    digest = make_tarball(tmp_path / "art.tgz", {
+        "package/icons.json": json.dumps(icons).encode(), "package/info.json": b"{}",
+        "package/chars.json": json.dumps({"1f34e": "red-apple", "1f34f": "apple", "1f6cb": "wide", "1f600": "missing"}).encode(),
+    })
+    fake_npm(tmp_path / "bin", monkeypatch, f'cp {tmp_path}/art.tgz "$4/art-1.0.0.tgz"')
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "cache"))
+    files = dict(emoji._files(Pack("icons", "icons", "MIT", NpmPackage("art", "1.0.0", digest), "package", layout="icons")))
+    assert files.keys() == {"1f34e", "1f34f", "1f6cb"} and files["1f34f"] == files["1f34e"]
+    assert b'viewBox="0 0 128 128"' in files["1f34e"] and b"<circle r='1'/>" in files["1f34e"] and b'viewBox="0 0 64 32"' in files["1f6cb"]
+
+
 def test_tarballs_are_read_without_touching_the_disk(tmp_path):
     files = {"package/a.svg": b"1", "package/deep/b.svg": b"2", "package/../../c.svg": b"3", "/package/d.svg": b"4", "package/e.txt": b"5"}
     make_tarball(tmp_path / "t.tgz", files, links=[("package/link.svg", "/etc/passwd")])
