@@ -88,7 +88,7 @@ def main(
     start_over: Annotated[bool, typer.Option("--start-over", help="put aside what an earlier run left in its folder")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
     optimizer: Annotated[str, typer.Option(help="muon (AdamW for what is no matrix) or adamw")] = "muon",
-    compile_: Annotated[bool, typer.Option("--compile", help="compile the generator's blocks first: a minute that pays on a GPU")] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="compile the generator's blocks first, a minute or so: for long runs on a GPU")] = False,
     seed: int = 0,
     set_: Annotated[list[str], typer.Option("--set", metavar="PART.FIELD=VALUE", help="change a field of the preset, such as generator.mixer=attention; repeatable")] = [],  # noqa: B006
     exit_weight: Annotated[float | None, typer.Option(help="weight of the answer at a random earlier iteration; the stage's own when left out, 0 = none")] = None,

@@ -48,7 +48,7 @@ OnLog = Callable[[dict[str, Any]], None]
 class TrainConfig:
     """How long and how to train. `minutes` > 0 ends a run by the clock, with a checkpoint; it never changes a step.
 
-    compile: make the generator's blocks anew for the device at hand (torch.compile), a minute's work that pays on a GPU.
+    compile: make the generator's blocks anew for the device at hand (torch.compile), a minute or so, for long runs on a GPU.
     """
 
     train_steps: int = 1000
