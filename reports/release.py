@@ -21,8 +21,9 @@ from PIL import Image
 from iris.config import IRISConfig, preset
 from iris.data import check_scene, load_dataset_by_name, parse_caption
 from iris.data.emoji import PACKS
+from iris.evaluation.drawing import Features
 from iris.evaluation.figures import image_grid, save_figure
-from iris.evaluation.quality import Features, retrieve
+from iris.evaluation.neighbours import retrieve
 from iris.nn.generator import parameter_count
 from iris.pipeline import IRISPipeline
 

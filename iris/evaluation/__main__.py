@@ -29,6 +29,7 @@ def quality(
     pictures: Annotated[int, typer.Option(min=0, help="held-out pictures to reconstruct")] = 256,
     samples: Annotated[int, typer.Option(min=0, help="pictures drawn for the kernel distance")] = 512,
     retrieved: Annotated[int, typer.Option(min=0, help="pictures drawn for retrieval, of each split")] = 64,
+    copies: Annotated[int, typer.Option(min=0, help="pictures drawn from training captions, to look for copies")] = 64,
     num_steps: Annotated[int | None, typer.Option(help="solver steps; the model's default by default")] = None,
     num_iterations: Annotated[str | None, typer.Option(help="core iterations, or auto; the model's default by default")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="guidance; the model's default by default")] = None,
@@ -36,13 +37,13 @@ def quality(
     seed: int = 0,
     batch_size: Annotated[int, typer.Option(min=1, max=64)] = 16,
 ) -> None:
-    """Reconstruction, scenes read back from pixels, kernel distance of samples, retrieval; 0 leaves a part out."""
+    """Reconstruction, scenes read back from pixels, kernel distance of samples, retrieval, copies of training pictures; 0 leaves a part out."""
     def measure() -> dict[str, Any]:
         from iris.evaluation.quality import measure_quality, to_plain
         from iris.pipeline import IRISPipeline
 
         depth = int(num_iterations) if num_iterations and num_iterations.isdigit() else num_iterations
-        return to_plain(measure_quality(IRISPipeline.from_pretrained(model), data, scenes, pictures, samples, retrieved, seed, batch_size,
+        return to_plain(measure_quality(IRISPipeline.from_pretrained(model), data, scenes, pictures, samples, retrieved, copies, seed, batch_size,
                                         num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale, carry_state=carry_state))
 
     _report(measure, json_)

@@ -19,8 +19,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from iris.data import ImageDataset, caption_scene, load_dataset_by_name
+from iris.evaluation.drawing import Features, QualityError, features_by_name, to_tensor
 from iris.evaluation.metrics import Estimate, kernel_distance
-from iris.evaluation.quality import Features, QualityError, features_by_name, scene_specs, score_scenes, to_tensor
+from iris.evaluation.quality import scene_specs, score_scenes
 from iris.pipeline import IRISPipeline
 
 EXAM_KINDS = ("one", "relation")  # what is drawn right soonest, and what needs two objects to agree

@@ -153,6 +153,19 @@ def loss_by_depth(metrics: Sequence[Mapping[str, Any]], title: str = "Loss by co
     return figure
 
 
+def loss_comparison(runs: Mapping[str, Sequence[tuple[float, float]]], title: str = "", xlabel: str = "minutes") -> Figure:
+    """A line of (x, held-out loss) for each run, the first one drawn last so that none hides it; losses on a logarithmic scale."""
+    with drawing_style():
+        figure = new_figure(6.8, 4.1, title)
+        axes = figure.subplots()
+        for order, ((name, points), colour) in enumerate(zip(runs.items(), CYCLE, strict=False)):
+            axes.plot(*np.array(points, dtype=float).reshape(-1, 2).T, color=colour, marker="o", markersize=3.5, label=name, zorder=20 - order)
+        axes.set(xlabel=xlabel, ylabel="held-out loss", yscale="log")
+        plain_ticks(axes.yaxis)
+        figure.legend(ncols=min(len(runs), 5), loc="outside lower center")
+    return figure
+
+
 def _draw_spans(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str) -> tuple[Figure, Axes]:
     """A line for each span of training, from light to dark."""
     with drawing_style():
@@ -389,5 +402,5 @@ def footprint_bars(result: Footprint, num_iterations: int | None = None) -> Figu
 
 
 __all__ = ["LiveCurves", "accuracy_bars", "band_bars", "contribution_bars", "convergence_curves", "footprint_bars", "gate_grid", "image_grid",
-           "interval_curves", "learned_ranges", "loss_by_depth", "loss_by_t", "loss_curves", "matrix_map", "overthinking_curve",
+           "interval_curves", "learned_ranges", "loss_by_depth", "loss_by_t", "loss_comparison", "loss_curves", "matrix_map", "overthinking_curve",
            "path_independence_curves", "reconstruction_grid", "save_figure", "steps_iterations_sheet", "thinking_map", "to_pixels"]

