@@ -42,4 +42,4 @@ space: $(VENV)/.demo
 	$(BIN)/python -m demo.space $(REPO)
 
 clean:
-	rm -rf $(VENV) runs reports/site
+	rm -rf $(VENV) reports/site

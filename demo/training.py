@@ -21,7 +21,9 @@ from typing import Any
 
 from demo.model import ROOT, RUNS
 from demo.request import RequestError, number
-from iris.runs import process_lives, read_metrics, start_time
+from iris.data.emoji import emoji_packs
+from iris.locks import process_lives, start_time
+from iris.runs import read_metrics
 
 JOBS = RUNS / "demo"
 # Examples of 32 that two CPU cores train on in a minute, roughly: the schedule's length, while `minutes` is the limit.
@@ -59,6 +61,12 @@ class JobState:
 
 
 # --- the page's side -----------------------------------------------------------------------------------------------
+
+
+def packs() -> dict[str, str]:
+    """The pictures that can be trained on here, label -> data source: art only where its packages are installed."""
+    art = emoji_packs()
+    return {label: source for label, source in PACKS.items() if not source.startswith("emoji:") or source.partition(":")[2] in art}
 
 
 def plan_job(data: object, preset: object, minutes: object, init: str = "") -> Job:

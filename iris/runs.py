@@ -19,7 +19,6 @@ import json
 import math
 import os
 import re
-import socket
 import time
 import uuid
 import warnings
@@ -28,15 +27,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from iris.locks import LOCK_FILE, REFRESH_SECONDS, LockError, release_lock, take_lock
 from iris.mirror import copy_run, newest_step
 
 CONFIG_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
-LOCK_FILE = "lock.json"
-# Where the writer cannot be asked (another computer on a shared disk), its lock is dead when not refreshed for so long.
-FOREIGN_LOCK_SECONDS = 900.0
-_REFRESH_SECONDS = 30.0
+COLAB_DRIVE = Path("/content/drive")
 MIRROR_SECONDS = 300.0  # between two copies to the mirror, which may be slow
 # Entries of run.json that are no part of the configuration.
 ID, SETTLED = "id", "settled"
@@ -60,7 +57,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._release = weakref.finalize(self, _release_lock, path)  # also when the object or the process just ends
+        self._release = weakref.finalize(self, release_lock, path)  # also when the object or the process just ends
         self._refreshed = self._mirrored = time.monotonic()
 
     @classmethod
@@ -81,7 +78,9 @@ class Run:
             _OPEN[path].close()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _take_lock(path)
+            take_lock(path)
+        except LockError as error:
+            raise RunError(str(error)) from None
         except OSError as error:
             raise RunError(f"the run folder {path} cannot be written: {error.strerror or error}.") from error
         run = cls(path)
@@ -172,7 +171,7 @@ class Run:
         self._require_open()
         try:
             _append(self.path / METRICS_FILE, line)
-            if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
+            if time.monotonic() - self._refreshed > REFRESH_SECONDS:
                 self._refreshed = time.monotonic()
                 os.utime(self.path / LOCK_FILE)
         except OSError as error:
@@ -316,12 +315,24 @@ def _check_config(path: Path, config: Mapping[str, Any] | None) -> None:
     if not (path / CONFIG_FILE).exists():
         return _write_config(path, wanted | {ID: uuid.uuid4().hex})
     stored = read_config(path)
-    different = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
+    different = _different(stored, wanted)
     if different:
         raise RunError(
             f"the run {path} was started with another configuration (it differs in {', '.join(different)}); "
             f"use another folder, or {_START_OVER}."
         )
+
+
+def _different(stored: Mapping[str, Any], wanted: Mapping[str, Any], inside: str = "") -> list[str]:
+    """Dotted names of the values that differ, such as recipe.train_steps."""
+    found: list[str] = []
+    for name in sorted({*stored, *wanted}):
+        a, b = stored.get(name), wanted.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _different(a, b, f"{inside}{name}.")
+        elif a != b:
+            found.append(f"{inside}{name}")
+    return found
 
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -342,6 +353,8 @@ def _bring_back(mirror: Path, path: Path, config: Mapping[str, Any] | None) -> N
 def _checked_mirror(path: Path, mirror: Path) -> Path:
     if mirror == path or mirror.is_relative_to(path) or path.is_relative_to(mirror):
         raise RunError(f"the mirror {mirror} lies in the run folder or around it; choose a folder apart.")
+    if mirror.is_relative_to(COLAB_DRIVE) and not os.path.ismount(COLAB_DRIVE):  # an ordinary folder there goes with the machine
+        raise RunError(f"the mirror {mirror} lies in a Drive that is not mounted; first run: from google.colab import drive; drive.mount('{COLAB_DRIVE}').")
     return mirror
 
 
@@ -356,88 +369,3 @@ def _move_aside(path: Path) -> None:
         (path / f"previous-{number}").mkdir()
         for entry in left:
             os.rename(entry, path / f"previous-{number}" / entry.name)
-
-
-# --- one writer ----------------------------------------------------------------------------------------------------
-
-
-def _take_lock(path: Path) -> None:
-    """Create RUN/lock.json for this process; a dead process's lock is taken over, a living one's raises RunError."""
-    lock = path / LOCK_FILE
-    mine = json.dumps({"pid": os.getpid(), "started": start_time(os.getpid()), "host": socket.gethostname()}).encode()
-    for _ in range(3):
-        try:
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            _clear_dead_lock(lock)
-            continue
-        try:
-            os.write(descriptor, mine)
-        except OSError:  # a full disk takes the name and not the content: an empty lock would shut out the next try
-            lock.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
-        return
-    raise RunError(f"another process has just opened the run {path}.")
-
-
-def _clear_dead_lock(lock: Path) -> None:
-    """Remove the lock of a process that no longer lives; raise RunError if it lives."""
-    try:
-        data, age = lock.read_bytes(), time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return
-    if _holder_lives(data, age):
-        raise RunError(f"the run {lock.parent} is open for writing already; close that one, or delete {lock} if there is none.")
-    # Two processes may have come here. Rename is atomic, so one of them gets the file; if that was already the other's
-    # new lock, it is given back.
-    taken = lock.with_name(f".{lock.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        os.rename(lock, taken)
-    except FileNotFoundError:
-        return
-    if taken.read_bytes() != data:
-        os.rename(taken, lock)
-        raise RunError(f"another process has just opened the run {lock.parent}.")
-    taken.unlink()
-
-
-def _holder_lives(data: bytes, age: float) -> bool:
-    try:
-        holder = json.loads(data)
-        pid, started, host = int(holder["pid"]), holder["started"], holder["host"]
-    except (ValueError, KeyError, TypeError):
-        return age < _REFRESH_SECONDS  # empty for the instant between its creation and its writing, else damaged
-    if host != socket.gethostname() or os.name != "posix":  # elsewhere signal 0 is not a question
-        return age < FOREIGN_LOCK_SECONDS
-    return process_lives(pid, started)
-
-
-def process_lives(pid: int, started: str | None) -> bool:
-    """Whether process `pid` of this computer is there, and is the one that began at `started` (None: any)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return started is None or started == start_time(pid)  # numbers are used again, above all inside containers
-
-
-def start_time(pid: int) -> str | None:
-    """A process's start in clock ticks since boot, where /proc tells (Linux)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _release_lock(path: Path) -> None:
-    """Remove the lock if it is this process's (a forked worker must not remove its parent's)."""
-    lock = path / LOCK_FILE
-    try:
-        if json.loads(lock.read_bytes())["pid"] == os.getpid():
-            lock.unlink()
-    except (OSError, ValueError, KeyError):
-        pass

@@ -30,8 +30,8 @@ from demo.tabs import train
 from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
 from iris.checkpoint import CheckpointError
 from iris.evaluation.probes import trace
+from iris.locks import start_time
 from iris.pipeline import IRISPipeline, SamplingDefaults
-from iris.runs import start_time
 
 REQUEST = GenerationRequest("a red circle", seed=3, num_steps=3, num_iterations=4, guidance_scale=2.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from checkpoint_samples import snapshot
 from PIL import Image
 
 from iris import install
@@ -46,6 +48,7 @@ from iris.flow import sample_timesteps
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
 from iris.pipeline import IRISPipeline, SamplingDefaults
+from iris.places import find_model, newest_pipeline
 from iris.runs import Run, RunError, read_summary
 from iris.text import load_text_encoder
 from iris.training.__main__ import Stage
@@ -160,7 +163,7 @@ def test_the_same_recipe_continues_and_another_is_refused(tmp_path):
     config, train = preset("nano"), plan_training(10, 0.0, 4, 1e-3)
     open_run(tmp_path, config, train, "scenes").close()
     open_run(tmp_path, config, plan_training(10, 5.0, 4, 1e-3), "scenes").close()
-    with pytest.raises(RunError, match="another configuration"):
+    with pytest.raises(RunError, match=r"another configuration \(it differs in recipe\.train_steps"):
         open_run(tmp_path, config, plan_training(11, 0.0, 4, 1e-3), "scenes")
     open_run(tmp_path, config, plan_training(11, 0.0, 4, 1e-3), "scenes", start_over=True).close()
 
@@ -181,7 +184,7 @@ def test_a_notebook_that_is_run_again_from_the_top_opens_its_run_again(tmp_path:
 def test_a_stage_takes_the_layout_of_the_first_model_that_is_there(tmp_path: Path) -> None:
     older = preset("nano", generator__core_stride=2)
     folder = str(write_checkpoint(tmp_path / "older", older.to_dict(), {"autoencoder": dict(WaveletVAE(older.autoencoder).state_dict())}))
-    assert first_model("", "runs/none/pipeline", str(tmp_path / "nothing"), folder, "user/name") == folder
+    assert first_model("", "runs/none/pipeline", str(tmp_path / "nothing" / "pipeline"), folder, "user/name") == folder
     assert first_model("user/name", folder) == "user/name" and first_model("", "runs/none/pipeline") == first_model() == ""
     assert configure("nano", init=first_model("runs/none/pipeline", folder)) == older and configure("nano", init=first_model("")) == preset("nano")
 
@@ -205,12 +208,49 @@ def test_a_start_is_a_model_of_the_same_kind(model_folder, tmp_path):
     assert require_generator([str(only), str(model_folder)], config).folder == model_folder
 
 
-def test_without_a_start_an_autoencoder_is_trained(tmp_path):
+def test_without_a_start_an_autoencoder_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config, train = preset("nano"), plan_training(2, 0.0, 4, 1e-3)
     rows = []
-    start = start_with_autoencoder(["runs/none/pipeline"], config, load_pictures("scenes", config, 8, 8), train, tmp_path / "vae", lambda run: rows.append)
+    arguments = (["runs/none/pipeline"], config, load_pictures("scenes", config, 8, 8), train, tmp_path / "vae", lambda run: rows.append)
+    start = start_with_autoencoder(*arguments)
     assert start.folder == tmp_path / "vae" / "pipeline" and "2 steps" in start.why and rows
+    assert "No earlier stage in runs/none/pipeline" in capsys.readouterr().out
     assert find_start([str(start.folder)], config, ("autoencoder",)) is not None
+    # More minutes, or another machine that would measure another last bit, must not change what a generator has learned to read.
+    weights, trained = snapshot(start.folder), len(rows)
+    longer = plan_training(2, 30.0, 4, 1e-3)
+    again = start_with_autoencoder(*arguments[:3], longer, *arguments[4:])
+    assert again.folder == start.folder and snapshot(start.folder) == weights and len(rows) == trained and "start_over" in again.why
+    with pytest.raises(RunError, match=r"recipe\.train_steps"):
+        start_with_autoencoder(*arguments[:3], plan_training(3, 0.0, 4, 1e-3), *arguments[4:])
+    start_with_autoencoder(*arguments, start_over=True)
+    assert len(rows) == 2 * trained
+
+
+def test_a_model_that_was_named_has_to_be_there_and_to_fit(model_folder: Path, tmp_path: Path) -> None:
+    """Training from nothing where someone meant to train on is an hour lost, and says nothing."""
+    data, train = load_pictures("scenes", preset("nano"), 8, 8), plan_training(2, 0.0, 4, 1e-3)
+    with pytest.raises(CheckpointError, match="no model in demo/models/iris-emojis"):
+        first_model("demo/models/iris-emojis")
+    with pytest.raises(CheckpointError, match="no model in demo/models/iris-emojis"):
+        start_with_autoencoder(["demo/models/iris-emojis"], preset("nano"), data, train, tmp_path / "vae")
+    with pytest.raises(CheckpointError, match="image_size"):
+        start_with_autoencoder([str(model_folder)], configure("nano", 64), data, train, tmp_path / "vae")
+    assert not (tmp_path / "vae").exists()
+
+
+def test_models_are_found_in_a_notebooks_clone_and_in_the_mirror(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IRIS_MIRROR", raising=False)
+    assert find_model("demo/models/mine") == find_model("runs/01/pipeline") == find_model("") == newest_pipeline() == ""
+    shutil.copytree(model_folder, tmp_path / "iris-code" / "demo" / "models" / "mine")
+    assert find_model("demo/models/mine") == first_model("demo/models/mine") == "iris-code/demo/models/mine"
+    shutil.copytree(model_folder, tmp_path / "drive" / "runs" / "01" / "pipeline")
+    monkeypatch.setenv("IRIS_MIRROR", str(tmp_path / "drive"))
+    assert find_model("runs/01/pipeline") == str(tmp_path / "drive" / "runs" / "01" / "pipeline")
+    shutil.copytree(model_folder, tmp_path / "runs" / "01" / "pipeline")
+    assert find_model("runs/01/pipeline") == newest_pipeline() == "runs/01/pipeline"  # what is here comes first
+    assert find_model("user/name") == "user/name"
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def build_tab(model: LoadedModel, tab: gr.Tab) -> None:
     gr.HTML(NOTE, elem_classes="plain")
     with gr.Row(elem_classes="work even"):
         with gr.Column(scale=1, min_width=300):
-            pack = gr.Radio([*training.PACKS, UPLOADED], value=next(iter(training.PACKS)), label="Pictures", elem_id="pack", elem_classes="effort")
+            pack = gr.Radio([*training.packs(), UPLOADED], value=next(iter(training.PACKS)), label="Pictures", elem_id="pack", elem_classes="effort")
             archive = gr.File(file_types=[".zip"], label="A zip of captioned pictures", height=130, visible=False, elem_id="archive")
             preset = gr.Radio(training.PRESETS, value="nano", label="Size", info="nano draws 32 pixels, micro 64.", elem_id="train-preset", elem_classes="effort")
             minutes = gr.Slider(*training.MINUTES, 5, step=1, label="Minutes at most", buttons=[], elem_id="minutes")

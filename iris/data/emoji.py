@@ -73,9 +73,9 @@ _OLD_SLUGS = {
 
 
 def emoji_packs() -> tuple[str, ...]:
-    """The packs that can be had here: OpenMoji when its pip package is installed, the others when npm or their tarball is there."""
-    has_npm = shutil.which("npm") is not None
-    return tuple(name for name, pack in PACKS.items() if (
+    """The packs that can be had here: OpenMoji when its pip package is installed, the others when npm or their tarball is there; SVG with its renderer."""
+    has_npm, has_renderer = shutil.which("npm") is not None, importlib.util.find_spec("resvg_py") is not None
+    return tuple(name for name, pack in PACKS.items() if (has_renderer or pack.suffix != ".svg") and (
         has_npm or (cache_dir() / "npm" / pack.source.file_name).is_file() if pack.source else _openmoji_folder() is not None))
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iris.config import ConfigError
+
 MATRIX_RATE = 3.0  # Muon's learning rate over AdamW's
 OPTIMIZERS = ("muon", "adamw")
 ADAPTIVE = ("position", "output")  # matrices by name that are not of a hidden layer: AdamW's, as Muon's authors advise
@@ -54,6 +56,8 @@ def build_optimizer(module: nn.Module, lr: float, weight_decay: float, kind: str
 
     A module without matrices (a convolutional autoencoder) has AdamW alone either way.
     """
+    if kind == "muon" and not hasattr(torch.optim, "Muon"):
+        raise ConfigError(f"the optimizer muon needs torch 2.9 or later, and this is {torch.__version__}; update torch, or use adamw.")
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     matrices = [p for name, p in named if kind == "muon" and p.ndim == 2 and not any(part in name for part in ADAPTIVE)]
     chosen = {id(parameter) for parameter in matrices}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from iris.checkpoint import CheckpointError, read_checkpoint, resolve_folder
 from iris.config import ConfigError, IRISConfig, changed, preset
 from iris.data import ImageDataset, load_dataset_by_name
+from iris.places import CLONE, find_model, is_of_a_stage, mirror_of
 from iris.runs import Run
 from iris.training.loop import OnLog, TrainConfig
 from iris.training.stages import train_autoencoder
@@ -68,13 +68,7 @@ def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: s
     decides: dict[str, Any] = {"model": config.to_dict(), "data": data, "recipe": train.recipe()}
     if loss_options:
         decides["loss"] = loss_options
-    return Run.open(folder, decides, resume=not start_over, mirror=mirror or _mirror_of(folder), take_over=True)
-
-
-def _mirror_of(folder: str | Path) -> Path | None:
-    """IRIS_MIRROR/runs/cpu/03 for the run folder runs/cpu/03; None without the variable."""
-    home, inside = os.environ.get("IRIS_MIRROR", ""), os.path.relpath(folder)
-    return Path(home).expanduser() / (Path(folder).name if inside.startswith("..") else inside) if home else None
+    return Run.open(folder, decides, resume=not start_over, mirror=mirror or mirror_of(folder), take_over=True)
 
 
 @dataclass(frozen=True)
@@ -86,13 +80,16 @@ class Start:
 
 
 def first_model(*candidates: str) -> str:
-    """The first of `candidates` that is a model folder, or a hub id for all that can be told here; "" where there is none."""
-    return next(filter(_may_be_model, candidates), "")
+    """The first of `candidates` that is a model here, in a notebook's clone or in the mirror, or a hub id for all that can be told; "" where there is none.
 
-
-def _may_be_model(name: str) -> bool:
-    looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
-    return bool(name) and (not looks_local or (Path(name).expanduser() / "manifest.json").is_file())
+    RUN/pipeline of a stage that was not run is passed over; any other name that leads nowhere is a CheckpointError.
+    """
+    for name in filter(None, candidates):
+        if found := find_model(name):
+            return found
+        if not is_of_a_stage(name):
+            raise CheckpointError(f"there is no model in {name}, nor below {CLONE} or the mirror; give a model folder or a hub id such as owner/name.")
+    return ""
 
 
 def find_start(candidates: list[str], config: IRISConfig, needs: tuple[str, ...]) -> Start | None:
@@ -100,7 +97,7 @@ def find_start(candidates: list[str], config: IRISConfig, needs: tuple[str, ...]
 
     A folder that is not there, or a model of another size, is passed over; a damaged one raises CheckpointError.
     """
-    for name in filter(_may_be_model, candidates):
+    for name in filter(None, map(find_model, candidates)):
         folder = resolve_folder(name)
         stored = read_checkpoint(folder)
         theirs = IRISConfig.from_dict(stored.config)
@@ -114,13 +111,22 @@ def start_with_autoencoder(candidates: list[str], config: IRISConfig, data: tupl
                            folder: str | Path, watch: Callable[[Run], OnLog] | None = None, start_over: bool = False) -> Start:
     """The first usable candidate; where there is none, an autoencoder trained here and now, in `folder`, by the recipe `train`.
 
-    So a stage can be run alone, in an empty folder too. `watch` makes the `on_log` of that training from its run. Stage 5 needs a
+    So a stage can be run alone, in an empty folder too. One that an earlier session finished there is taken as it is: what the generator
+    learned since is worth nothing to another autoencoder. A model that was named, and is no RUN/pipeline, has to fit: a
+    CheckpointError says so before any training. `watch` makes the `on_log` of that training from its run. Stage 5 needs a
     teacher instead: `require_generator`.
     """
     found = find_start(candidates, config, ("autoencoder",))
     if found is not None:
         return found
+    for name in filter(None, candidates):
+        if first_model(name) and not is_of_a_stage(name):
+            raise CheckpointError(f"the autoencoder in {name} is not that of {config.name} at {config.autoencoder.image_size} px; change preset or image_size, or leave it out.")
+    named = " or ".join(filter(None, candidates))
     with open_run(folder, config, train, data[0].name, start_over) as run:
+        if (run.pipeline_path / "manifest.json").is_file():
+            return Start(run.pipeline_path, f"going on with the autoencoder in {run.pipeline_path}; start_over trains another.")
+        print(f"No earlier stage{f' in {named}' if named else ''}: an autoencoder is trained first.")
         result = train_autoencoder(config, *data, train, run, on_log=watch(run) if watch else None)
     return Start(result.pipeline_path, f"no earlier stage was found, so an autoencoder was trained for {result.summary['step']:,} steps first.")
 

@@ -1,0 +1,101 @@
+"""One writer a run: a lock file that says which process holds it, and whether that process still lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+
+LOCK_FILE = "lock.json"
+# Where the writer cannot be asked (another computer on a shared disk), its lock is dead when not refreshed for so long.
+FOREIGN_LOCK_SECONDS = 900.0
+REFRESH_SECONDS = 30.0
+
+
+class LockError(ValueError):
+    """Another process writes to the run; the message says what to do."""
+
+
+def take_lock(path: Path) -> None:
+    """Create RUN/lock.json for this process; a dead process's lock is taken over, a living one's raises LockError."""
+    lock = path / LOCK_FILE
+    mine = json.dumps({"pid": os.getpid(), "started": start_time(os.getpid()), "host": socket.gethostname()}).encode()
+    for _ in range(3):
+        try:
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            _clear_dead_lock(lock)
+            continue
+        try:
+            os.write(descriptor, mine)
+        except OSError:  # a full disk takes the name and not the content: an empty lock would shut out the next try
+            lock.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        return
+    raise LockError(f"another process has just opened the run {path}.")
+
+
+def _clear_dead_lock(lock: Path) -> None:
+    """Remove the lock of a process that no longer lives; raise LockError if it lives."""
+    try:
+        data, age = lock.read_bytes(), time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return
+    if _holder_lives(data, age):
+        raise LockError(f"the run {lock.parent} is open for writing already; close that one, or delete {lock} if there is none.")
+    # Two processes may have come here. Rename is atomic, so one of them gets the file; if that was already the other's
+    # new lock, it is given back.
+    taken = lock.with_name(f".{lock.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(lock, taken)
+    except FileNotFoundError:
+        return
+    if taken.read_bytes() != data:
+        os.rename(taken, lock)
+        raise LockError(f"another process has just opened the run {lock.parent}.")
+    taken.unlink()
+
+
+def _holder_lives(data: bytes, age: float) -> bool:
+    try:
+        holder = json.loads(data)
+        pid, started, host = int(holder["pid"]), holder["started"], holder["host"]
+    except (ValueError, KeyError, TypeError):
+        return age < REFRESH_SECONDS  # empty for the instant between its creation and its writing, else damaged
+    if host != socket.gethostname() or os.name != "posix":  # elsewhere signal 0 is not a question
+        return age < FOREIGN_LOCK_SECONDS
+    return process_lives(pid, started)
+
+
+def process_lives(pid: int, started: str | None) -> bool:
+    """Whether process `pid` of this computer is there, and is the one that began at `started` (None: any)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return started is None or started == start_time(pid)  # numbers are used again, above all inside containers
+
+
+def start_time(pid: int) -> str | None:
+    """A process's start in clock ticks since boot, where /proc tells (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def release_lock(path: Path) -> None:
+    """Remove the lock if it is this process's (a forked worker must not remove its parent's)."""
+    lock = path / LOCK_FILE
+    try:
+        if json.loads(lock.read_bytes())["pid"] == os.getpid():
+            lock.unlink()
+    except (OSError, ValueError, KeyError):
+        pass

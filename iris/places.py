@@ -1,0 +1,55 @@
+"""Where models and runs lie: in the working folder, in the clone that a notebook makes, and in the mirror on a disk that outlives the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CLONE = "iris-code"  # of this repository, beside a notebook in Colab or Kaggle
+SHIPPED = "demo/models/iris-scenes"
+
+
+def mirror_home() -> Path | None:
+    """The folder that IRIS_MIRROR names; None without the variable."""
+    home = os.environ.get("IRIS_MIRROR", "")
+    return Path(home).expanduser() if home else None
+
+
+def mirror_of(folder: str | Path) -> Path | None:
+    """IRIS_MIRROR/runs/cpu/03 for the run folder runs/cpu/03; None without the variable."""
+    home, inside = mirror_home(), os.path.relpath(folder)
+    return home and home / (Path(folder).name if inside.startswith("..") else inside)
+
+
+def find_model(name: str) -> str:
+    """The folder of the model `name`: here, in the clone or in the mirror. A hub id stays as it is; "" where there is nothing.
+
+    So "demo/models/iris-scenes" means the same in Colab, and on a new machine the stage before is found where it was kept.
+    """
+    for folder in _places(name):
+        if (folder / "manifest.json").is_file():
+            return str(folder)
+    looks_local = Path(name).exists() or name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1
+    return "" if looks_local else name
+
+
+def _places(name: str) -> Iterator[Path]:
+    if name:
+        here = Path(name).expanduser()
+        yield here
+        if not here.is_absolute():
+            yield CLONE / here
+            if mirror := mirror_home():
+                yield mirror / here
+
+
+def is_of_a_stage(name: str) -> bool:
+    """Whether `name` is what a stage leaves, RUN/pipeline: it may not have been run yet. What is named otherwise has to be there."""
+    return Path(name).name == "pipeline"
+
+
+def newest_pipeline(runs: str | Path = "runs") -> str:
+    """The model that a stage below `runs` wrote last; "" when there is none."""
+    found = [path.parent for path in Path(runs).glob("*/pipeline/manifest.json")]
+    return str(max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime)) if found else ""
