@@ -67,7 +67,7 @@ class AutoencoderConfig:
 class GeneratorConfig:
     """The velocity network: Prelude -> (adapter -> Core) x num_iterations -> Coda on a grid of latent tokens.
 
-    `mean_iterations` is the mean of the random depth in training and the default at inference. `mixer` picks the token
+    `mean_iterations` is the least depth of a training step from zeros (about a third of the steps go deeper) and the default at inference. `mixer` picks the token
     mixer of the core: GRFM, attention of the same parameter count, or one of GRFM's paths alone (for ablations).
     With `core_stride` 2 the core thinks on a grid of half the side; prelude and coda stay on the whole one. `text_order` gives
     the text adapter's heads a direction of reading.

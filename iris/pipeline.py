@@ -247,7 +247,7 @@ class IRISPipeline:
                num_iterations: int | str | None = None) -> GeneratedImages:
         """Think on about finished pictures: back to time `strength` on each seed's path, then `num_steps` steps from the kept state.
 
-        Without `strength` it goes back to where the last step began, so one step is that step with more iterations. The first
+        Without `strength` it goes back to the time at which the last step began. The first
         core pass starts from the state that the pictures were finished with; nothing is drawn again from noise.
         """
         kept = result.parameters
@@ -305,7 +305,7 @@ class IRISPipeline:
             defaults = SamplingDefaults(**stored.metadata.get("defaults", {}))
         except TypeError:
             raise CheckpointError(f"the sampling defaults in {folder} are not those this version knows.") from None
-        pipeline = cls(config, autoencoder, generator, load_text_encoder(config.text), defaults, {**stored.metadata, "hash": manifest_hash(folder)})
+        pipeline = cls(config, autoencoder, generator, load_text_encoder(config.text), defaults, {**stored.metadata, "hash": manifest_hash(stored.folder)})
         return pipeline.to(device) if device is not None else pipeline
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> Path:

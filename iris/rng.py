@@ -11,7 +11,7 @@ import torch
 
 
 def rng_for(*numbers: int) -> torch.Generator:
-    """A CPU generator determined by non-negative integers alone; different tuples give independent streams."""
+    """A CPU generator determined by non-negative integers alone; different tuples give unrelated streams (of 2^32: that many bits the generator keeps)."""
     # The count comes first: numpy pads with zeros, which would make (7,), (7, 0) and (7, 0, 0) one stream.
     state = np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)

@@ -66,7 +66,7 @@ class Run:
         """Create the run folder, or open it again, and take its lock.
 
         config: plain JSON data that must stay the same when the run is continued: put in it what decides the result,
-        not how long to train. resume=False starts over; what an earlier run left is moved to RUN/previous-N.
+        not how long to train. resume=False starts over; what an earlier run left is moved to RUN/previous-N, in the mirror too.
         mirror: a second folder to keep a copy in (see `copy_to_mirror`). When it has come further than this folder, as on a
         new machine, the run is brought back from it first. take_over: an earlier handle of this very process is given back
         first, as a notebook needs that is run again from its top.
@@ -88,7 +88,8 @@ class Run:
             if mirror:
                 run.mirror = _checked_mirror(path, Path(mirror).expanduser().resolve())
             if not resume:
-                _move_aside(path)
+                for folder in filter(None, (path, run.mirror)):
+                    _move_aside(folder)
             elif run.mirror is not None:
                 _bring_back(run.mirror, path, config)
             _check_config(path, config)

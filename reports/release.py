@@ -125,7 +125,8 @@ def _thinking(depth: dict[str, Any]) -> str:
         columns["kernel distance"] = lambda row: _interval(row["kid"])
     columns["core passes"] = lambda row: f"{row['passes']:.0f}"
     automatic, carried = depth["automatic"], depth["carried"]
-    rows = [*depth["by_iterations"], automatic["outcome"]]
+    fixed = depth.get("fixed", []) if depth["carry_state"] else []  # beside auto, which carries its state too
+    rows = [*depth["by_iterations"], *fixed, automatic["outcome"]]
     table = "\n".join(f"| {row['setting']} | " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows)
     auto_share = (f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth of equal quality" if automatic["equal"] else
                   f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest good fixed depth, but does not draw as well")
@@ -150,7 +151,7 @@ def _changes(config: IRISConfig) -> str:
 
 _KNOWN = {"scenes": "scenes of coloured shapes", "emoji": "emoji that it has seen, and little of those it has not"}
 _READ = {"scenes": "`scenes.KIND.right` is the share of held-out captions of that kind whose every object the checker read back with the right colour and shape, "
-                   "`scenes.KIND.colour` the share with the right colours, `scenes.relation.sides` the share on their right sides among those whose objects are right (chance: a half), "
+                   "`scenes.KIND.colour` the share with the right colours, `scenes.relation.sides` the share on their right sides among those whose objects are right and stand on the axis asked for (chance: a half), "
                    "and `ceiling` what the autoencoder alone would allow.",
          "emoji": "`retrieval_SPLIT.top_5` is the share of drawn pictures whose own concept is among the five most alike in all art of the asked style; `held_out_pairs` are "
                   "concepts that were trained in another style only, and `ceiling` is what real art of that other style reaches."}

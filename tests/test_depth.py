@@ -103,6 +103,9 @@ def test_everything_is_measured_and_told_on_the_card(pipe: IRISPipeline) -> None
     found = measure_depth(pipe, count=2, num_steps=2, depths=(1, 2), matrix=((1, 2), (1, 2)), teacher=pipe)
     assert json.loads(json.dumps(found)) == found
     assert [row["setting"] for row in found["by_iterations"]] == ["2 x 1", "2 x 2"] and len(found["matrix"]) == 4
+    assert {row["carry_state"] for row in found["fixed"]} == {found["automatic"]["outcome"]["carry_state"]} == {found["carry_state"]}
+    assert found["automatic"]["share_of_fixed"] == found["automatic"]["outcome"]["passes"] / found["cheapest_fixed"]["passes"]
+    assert found["cheapest_fixed"] in found["fixed"]
     assert found["teacher"]["setting"] == "32 x 8" and found["teacher"]["passes"] == 2 * 32 * 8
     card = model_card(pipe, "iris-test", {}, found)
     assert card.count("scenes: drawn by this repository") == 2 and card.count("fluent-3d: MIT") == 1

@@ -149,9 +149,8 @@ def test_wilson_interval_has_its_known_values():
         metrics.wilson_interval(11, 10)
 
 
-def test_share_and_median_and_bootstrap():
+def test_share_and_bootstrap():
     assert metrics.share(3, 4).value == 0.75 and math.isnan(metrics.share(0, 0).value)
-    assert metrics.median_spread([1, 2, 3, 4, 100]) == (3.0, (2.0, 4.0))
     values = np.random.default_rng(0).normal(5, 2, size=400)
     value, (low, high) = metrics.bootstrap(values)
     assert value == pytest.approx(values.mean()) and low < value < high

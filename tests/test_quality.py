@@ -67,6 +67,9 @@ def test_each_fact_is_judged_by_itself():
     symmetric = [spec for spec in quality.scene_specs(64, 120, ("relation",))["relation"] if {item.shape for item in spec.facts.objects} <= {"circle", "ring", "square"}][:20]
     turned = quality.score_scenes([render_scene(spec, 64)[::-1, ::-1] if i % 2 else render_scene(spec, 64) for i, spec in enumerate(symmetric)], symmetric)
     assert len(symmetric) > 9 and abs(turned["sides"].value - 0.5) < 0.06
+    # On the other axis there is no side to be right about: those pictures are no evidence for either.
+    across = quality.score_scenes([np.rot90(render_scene(spec, 64)).copy() for spec in symmetric], symmetric)
+    assert across["relation"].value == 0 and "sides" not in across
     # Shuffled pictures: each shows a scene, but of another caption.
     others = quality.score_scenes(pictures[1:] + pictures[:1], relation)
     assert others["right"].value < 0.2

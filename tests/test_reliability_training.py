@@ -18,7 +18,7 @@ import reliability_worker as worker
 import torch
 from conftest import subprocess_environment
 
-from iris.checkpoint import read_checkpoint
+from iris.checkpoint import read_checkpoint, write_checkpoint
 from iris.runs import Run, RunError, read_metrics
 from iris.step_checkpoints import best_checkpoint, latest_checkpoint, prune_checkpoints, step_folder
 from iris.training import guard, loop
@@ -205,7 +205,8 @@ def test_a_mirror_of_another_run_never_takes_a_runs_place(tmp_path: Path) -> Non
     with pytest.raises(RunError, match="is that of another run"):
         Run.open(here, {"a": 1}, mirror=drive)
     assert sorted((here / "checkpoints").iterdir()) == before and (drive / "checkpoints" / "step-00000008").is_dir()
-    train(3, resume=False, mirror=drive)  # said outright: the mirror follows at once
+    train(3, resume=False, mirror=drive)  # said outright: the mirror follows at once, and what it held steps aside there too
+    assert (drive / "previous-1" / "checkpoints" / "step-00000008").is_dir() and len(read_metrics(drive)) == 3
     train(5, mirror=drive)
     assert latest_checkpoint(drive / "checkpoints").metadata["step"] == 5
     shutil.rmtree(here / "checkpoints" / "step-00000005")  # brought back, and nothing that is here is lost
@@ -220,6 +221,7 @@ def test_a_copy_cut_off_at_any_moment_leaves_a_run_that_continues(tmp_path: Path
     for until, folder in ((4, "old"), (8, "new")):
         with Run.open(tmp_path / folder, {}) as run:
             fit(worker.flow()[0], batches, loss, dataclasses.replace(LONG, train_steps=until), run)
+            write_checkpoint(run.pipeline_path, {}, {"generator": {"step": torch.tensor([until])}})
     from iris import mirror
 
     cut, total = 0, 99
@@ -250,6 +252,7 @@ def test_a_copy_cut_off_at_any_moment_leaves_a_run_that_continues(tmp_path: Path
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # no checkpoint may be half there
             assert latest_checkpoint(tmp_path / "mirror" / "checkpoints").metadata["step"] in (4, 7, 8)
+            assert read_checkpoint(tmp_path / "mirror" / "pipeline").tensors["generator"]["step"] in (4, 8)
         read_metrics(tmp_path / "mirror")
     assert cut > 10
     record_property("tries", cut)

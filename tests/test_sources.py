@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iris.data import DataError, ImageFolder, Mixture, Scenes, load_dataset_by_name, open_image
+from iris.data import DataError, Example, ImageFolder, Mixture, Scenes, load_dataset_by_name, open_image
 from iris.data.images import ImageError
 from iris.data.pictures import PixelStore, Record, clean_captions, collect, in_split
 from iris.data.sources import HUB_ENTRIES, _split_mix
@@ -139,6 +139,14 @@ def test_bad_pictures_are_counted_and_too_many_refused():
     assert len(collect("mine", good[:5] + bad[:1], 16, "all")) == 5, "a single bad picture never stops a small folder"
     with pytest.raises(DataError, match="no picture"):
         collect("mine", [], 16)
+
+
+def test_a_class_is_captioned_the_same_in_every_stage():
+    from iris.data.base import class_caption
+    from iris.training.latents import captions_of_class
+
+    assert [class_caption(label) for label in ("apple", "Owl", "cat", "")] == ["a photo of an apple", "a photo of an Owl", "a photo of a cat", "a photo"]
+    assert captions_of_class(Example(np.zeros((8, 8, 3), np.uint8), ("x",), "apple", "k")) == ("a photo of an apple",)
 
 
 def test_a_label_alone_makes_a_caption():
@@ -270,6 +278,22 @@ def test_a_hub_folder_of_pictures_streams(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "art", 12)
     data = load_dataset_by_name(f"hub:{root}", 16, "all", limit=8)
     assert len(data) == 8 and all(e.captions == (f"picture number {number_of(e.image)}",) for e in data)
+
+
+def test_a_stream_that_breaks_off_is_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    from iris.data import sources
+
+    class Rows(list):
+        features = {"image": None, "text": None}  # noqa: RUF012
+
+        def __iter__(self):
+            yield {"image": None, "text": "a"}
+            raise ConnectionError("the connection was lost\nsomewhere deep")
+
+    monkeypatch.setattr(sources, "_open_hub", lambda entry, name: Rows())
+    with pytest.raises(DataError, match=r"broke off while it was read: the connection was lost$"):
+        load_dataset_by_name("hub:user/art", 16, "all", limit=8)
 
 
 def test_a_hub_row_cannot_point_at_local_files(tmp_path):

@@ -118,6 +118,17 @@ def test_a_run_goes_on_with_the_autoencoder_and_the_pictures_it_began_with(resul
     assert run_stage(2, root, results[1].pipeline_path).summary["finished"]
 
 
+def test_a_run_is_of_one_stage_and_of_one_generator(results: dict[int, StageResult], tmp_path: Path) -> None:
+    """Another stage in its folder would find its steps done, train nothing, and call the weights its own."""
+    folder = run_stage(2, tmp_path, results[1].pipeline_path).pipeline_path.parent
+    for train in (stages.train_text_to_image, stages.distill):
+        with Run.open(folder, TRAIN.recipe()) as run, pytest.raises(RunError, match=r"it differs in .*stage"):
+            train(NANO, *DATA, TRAIN, run, results[2].pipeline_path)
+    again = run_stage(3, tmp_path, results[2].pipeline_path)
+    with Run.open(again.pipeline_path.parent, TRAIN.recipe()) as run, pytest.raises(RunError, match=r"it differs in generator\)"):
+        stages.train_text_to_image(NANO, *DATA, TRAIN, run, results[4].pipeline_path)
+
+
 @pytest.mark.parametrize("stage", [1, 3, 5])
 def test_every_stage_trains_in_double_precision(results: dict[int, StageResult], stage: int, tmp_path: Path) -> None:
     train = dataclasses.replace(TRAIN, train_steps=2, precision="fp64")

@@ -34,7 +34,7 @@ from iris.step_checkpoints import step_folder
 from iris.text import load_text_encoder
 from iris.training import loop
 from iris.training.batches import ImageBatches, LatentBatch, LatentBatches, LatentDataset, indices_of_step
-from iris.training.latents import class_captions, encode_dataset, written_captions
+from iris.training.latents import captions_of_class, encode_dataset, written_captions
 from iris.training.loop import TrainConfig, ema_update, fit
 from iris.training.losses import ConsistencyLoss, LossOutput, ReconstructionLoss, RectifiedFlowLoss
 
@@ -401,7 +401,7 @@ def test_each_item_draws_its_own_captions_evenly() -> None:
 # --- latents, encoded once ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("captions", "captions_per_image"), [(written_captions, 2), (written_captions, 100), (class_captions, 3)])
+@pytest.mark.parametrize(("captions", "captions_per_image"), [(written_captions, 2), (written_captions, 100), (captions_of_class, 3)])
 def test_encoding_once_is_encoding_each_time(tmp_path: Path, captions, captions_per_image: int) -> None:
     torch.manual_seed(0)
     autoencoder, text, scenes = WaveletVAE(NANO.autoencoder).eval(), load_text_encoder(NANO.text), Scenes(32, count=7)

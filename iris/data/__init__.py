@@ -13,7 +13,7 @@ from iris.data.scenes import (
     render_scene,
     sample_scene,
 )
-from iris.data.sources import HUB_ENTRIES, ImageFolder, Mixture, load_dataset_by_name, open_image
+from iris.data.sources import HUB_ENTRIES, ImageFolder, Mixture, load_dataset_by_name, open_image, streams
 from iris.data.uploads import Unpacked, unpack_zip
 
 __all__ = [
@@ -38,5 +38,6 @@ __all__ = [
     "parse_caption",
     "render_scene",
     "sample_scene",
+    "streams",
     "unpack_zip",
 ]

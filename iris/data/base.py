@@ -29,6 +29,11 @@ class Example:
     key: str
 
 
+def class_caption(label: str) -> str:
+    """A class as a caption: "a photo of an apple"; of no class "a photo"."""
+    return f"a photo of {'an' if label[0].lower() in 'aeiou' else 'a'} {label}" if label else "a photo"
+
+
 @runtime_checkable
 class ImageDataset(Protocol):
     """Captioned pictures of one size with random access; `skipped` counts what was left out, by reason."""

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from iris.data.base import DataError, Example, cache_dir, checked_index, stable_hash
+from iris.data.base import DataError, Example, cache_dir, checked_index, class_caption, stable_hash
 from iris.data.images import ImageError, open_image
 
 log = logging.getLogger("iris.data")
@@ -147,7 +147,7 @@ def _missing(record: Record) -> np.ndarray:
 
 def _words(record: Record) -> tuple[tuple[str, ...], str]:
     label = next(iter(clean_captions(record.label)), "")
-    captions = record.captions or ((f"a photo of {'an' if label[:1].lower() in tuple('aeiou') else 'a'} {label}",) if label else ())
+    captions = record.captions or ((class_caption(label),) if label else ())
     if not captions:
         raise ImageError("no caption", f"{record.key} has neither caption nor label.")
     return captions, label

@@ -46,7 +46,8 @@ class SceneReport:
     """Which facts of a scene hold in a picture; a fact that is not said counts as right.
 
     colour_right, shape_right: the colours (shapes) of all objects, as multisets. objects_right: colour and shape bound to
-    each other, for every object, nothing missing and nothing more.
+    each other, for every object, nothing missing and nothing more. axis_right: side by side, or one above the other, as asked; on
+    which side is left open.
     """
 
     objects_right: bool
@@ -55,6 +56,7 @@ class SceneReport:
     count_right: bool
     size_right: bool
     relation_right: bool
+    axis_right: bool
     background_right: bool
     found: tuple[FoundObject, ...]
     background: str
@@ -76,7 +78,7 @@ def check_scene(image: np.ndarray, spec: SceneSpec | SceneFacts) -> SceneReport:
         shape_right=Counter(item.shape for item in facts.objects) == Counter(item.shape for item in found),
         count_right=len(facts.objects) == len(found),
         size_right=_sizes_hold(facts, found),
-        relation_right=not facts.relation or _relation_holds(facts, found),
+        relation_right=not facts.relation or _stand(facts, found) == "sides", axis_right=not facts.relation or _stand(facts, found) != "",
         background_right=not facts.background or facts.background == background,
         found=found, background=background,
     )
@@ -87,15 +89,18 @@ def _sizes_hold(facts: SceneFacts, found: tuple[FoundObject, ...]) -> bool:
     return not said - Counter((item.colour, item.shape, item.size) for item in found)
 
 
-def _relation_holds(facts: SceneFacts, found: tuple[FoundObject, ...]) -> bool:
+def _stand(facts: SceneFacts, found: tuple[FoundObject, ...]) -> str:
+    """How the first two objects stand: on their "sides", the other way round on the same "axis", or neither ("")."""
     first, second = (_locate(item, found) for item in facts.objects[:2])
     if first is None or second is None or first is second:
-        return False
+        return ""
     across, down = second.x - first.x, second.y - first.y
     along, aside = (across, down) if facts.relation in ("left of", "right of") else (down, across)
     if facts.relation in ("right of", "below"):
         along = -along
-    return along > 0.1 and along > abs(aside)
+    if abs(along) <= max(0.1, abs(aside)):
+        return ""
+    return "sides" if along > 0 else "axis"
 
 
 def _locate(item: SceneObject, found: tuple[FoundObject, ...]) -> FoundObject | None:

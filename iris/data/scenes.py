@@ -237,7 +237,11 @@ def _parse_object(phrase: str, caption: str) -> tuple[SceneObject, ...]:
 
 
 class Scenes:
-    """`count` scenes of `split`; item i depends on (seed, split, i) alone and is drawn when it is asked for (below 1 ms at 64 px)."""
+    """`count` scenes of `split`, each drawn when it is asked for (below 1 ms at 64 px).
+
+    Item i depends on (seed, split, i), the kinds and `max_objects` alone. Restricted to fewer kinds it is the same wherever it was of one of them, so
+    a mix of such sets repeats some pictures.
+    """
 
     def __init__(self, size: int, count: int = 20_000, seed: int = 0, split: str = "train", max_objects: int = 3,
                  kinds: Iterable[str] | None = None) -> None:

@@ -31,7 +31,7 @@ from iris.data.pictures import (
 )
 from iris.data.scenes import KINDS, Scenes
 
-__all__ = ["HUB_ENTRIES", "HubEntry", "ImageError", "ImageFolder", "Mixture", "hub_dataset", "load_dataset_by_name", "open_image", "webdataset"]
+__all__ = ["HUB_ENTRIES", "HubEntry", "ImageError", "ImageFolder", "Mixture", "hub_dataset", "load_dataset_by_name", "open_image", "streams", "webdataset"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 _SCENES_TRAIN, _SCENES_HELD_OUT = 20_000, 2_000
@@ -82,6 +82,11 @@ def load_dataset_by_name(source: str, size: int, split: str = "train", limit: in
     loaded = [_load_part(name, size, split, most) for (name, _), most in zip(parts, limits, strict=True)]
     name = "+".join(part.name + (f"*{weight:g}" if weight != 1.0 else "") for part, (_, weight) in zip(loaded, parts, strict=True))
     return Mixture(loaded, shares, limit, name)
+
+
+def streams(source: str) -> bool:
+    """Whether a part of `source` comes over the network or from shards, so that all of it may be endless."""
+    return any(name.startswith(("hub:", "webdataset:", *HUB_ENTRIES)) for name, _ in _split_mix(source))
 
 
 def _split_mix(source: str) -> list[tuple[str, float]]:
@@ -286,7 +291,7 @@ def _shard_record(shard: Path, base: str, fields: dict[str, bytes]) -> Record:
     picture = next((fields[suffix[1:]] for suffix in _SUFFIXES if suffix[1:] in fields), None)
     try:
         row = json.loads(fields.get("json", b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         row = {}
     row = row if isinstance(row, dict) else {}
     captions = dict.fromkeys([*clean_captions(fields.get("txt")), *captions_of(row)])
@@ -317,7 +322,7 @@ def hub_dataset(entry: HubEntry, size: int, split: str = "train", limit: int | N
     rows = _open_hub(entry, name)
     columns = _hub_columns(rows, entry, name)
     rows = _undecoded(rows, columns[0])
-    return collect(name, _hub_records(rows, columns, Path(entry.id).expanduser().is_dir()), size, split, limit)
+    return collect(name, _hub_records(rows, columns, Path(entry.id).expanduser().is_dir(), name), size, split, limit)
 
 
 def _open_hub(entry: HubEntry, name: str) -> Any:
@@ -365,9 +370,18 @@ def _undecoded(rows: Any, image: str) -> Any:
     return rows
 
 
-def _hub_records(rows: Any, columns: tuple[str, tuple[str, ...], str, tuple[str, ...]], local: bool) -> Iterator[Record]:
+def _until_it_breaks(rows: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The rows; whatever the libraries below raise in the middle of them becomes one sentence."""
+    try:
+        yield from rows
+    except Exception as error:  # a lost connection, a torn file, a row of another shape: of many unrelated types
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(f"{name} broke off while it was read: {reason}") from None
+
+
+def _hub_records(rows: Any, columns: tuple[str, tuple[str, ...], str, tuple[str, ...]], local: bool, name: str) -> Iterator[Record]:
     image, text, label, classes = columns
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_until_it_breaks(rows, name)):
         value = row.get(label)
         word = classes[value] if classes and isinstance(value, int) and 0 <= value < len(classes) else "" if value is None else str(value)
         # ImageNet's names are lists of synonyms: "tench, Tinca tinca"; the first is the plain word.
@@ -392,5 +406,8 @@ def _picture_of(value: Any, local: bool) -> Any:
 def _read_from_hub(path: str) -> bytes:
     import fsspec  # comes with datasets, which gave this path
 
-    with fsspec.open(path, "rb") as file:
-        return file.read(MAX_BYTES + 1)
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except Exception as error:  # as above
+        raise DataError(f"{path[:200]} cannot be read: {next(iter(str(error).strip().splitlines()), type(error).__name__)}") from None

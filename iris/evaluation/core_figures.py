@@ -164,7 +164,7 @@ def overthinking_curve(result: Overthinking) -> Figure:
             mean, half = errors.mean(0), 1.96 * errors.std(0) / np.sqrt(len(errors))
             axes.plot(depths, mean, color=colour, marker="o", markersize=3.5, label=f"t = {t:.2f}")
             axes.fill_between(depths, mean - half, mean + half, color=colour, alpha=0.14, linewidth=0)
-        mark_position(axes, result.trained_depth, f"mean depth in training ({result.trained_depth})")
+        mark_position(axes, result.trained_depth, f"least depth in training ({result.trained_depth})")
         axes.set(xlabel="core iteration", ylabel="mean squared velocity error", xticks=iteration_ticks(len(depths)))
         figure.legend(title="noise level (band: 95 % interval of the mean)", ncols=3, loc="outside lower center")
     return figure
@@ -183,7 +183,7 @@ def convergence_curves(result: Convergence, threshold: float | None = None) -> F
             axes.fill_between(turns, low, high, color=colour, alpha=0.14, linewidth=0)
         if threshold:
             axes.axhline(threshold, color=GREY, linestyle=(0, (4, 3)), linewidth=1, label=f"automatic exit ({threshold:g})")
-        mark_position(axes, result.trained_depth, "mean depth in training")
+        mark_position(axes, result.trained_depth, "least depth in training")
         axes.set(xlabel="core iteration", ylabel="relative change of the state", yscale="log", xticks=iteration_ticks(len(turns)))
         plain_ticks(axes.yaxis)
         figure.legend(ncols=5, loc="outside lower center", columnspacing=1.2)

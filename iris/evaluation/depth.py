@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from iris.data import ImageDataset, caption_scene, load_dataset_by_name
+from iris.data import ImageDataset, caption_scene, load_dataset_by_name, streams
 from iris.evaluation.drawing import Features, QualityError, features_by_name, to_tensor
 from iris.evaluation.metrics import Estimate, kernel_distance
 from iris.evaluation.quality import scene_specs, score_scenes
@@ -28,6 +28,7 @@ EXAM_KINDS = ("one", "relation")  # what is drawn right soonest, and what needs 
 Grid = tuple[tuple[int, ...], tuple[int, ...]]  # steps and iterations of the matrix
 GRID: Grid = ((2, 4, 8, 16), (1, 2, 4, 8))
 STUDENT_GRID: Grid = ((1, 2, 4), (2, 4, 8, 16))
+CARRIED_DEPTHS = (1, 2, 3, 4, 6)  # a carried state needs fewer
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class DepthExam:
         self.features: Features | None = features_by_name(batch_size=batch_size) if samples else None
         self.captions: list[str] = []
         if samples:
-            held_out = load_dataset_by_name(source, pipe.image_size, "held_out")
+            held_out = load_dataset_by_name(source, pipe.image_size, "held_out", samples if streams(source) else None)
             self.captions, self.real = self._real(held_out, min(samples, len(held_out)))
 
         if not self.specs and not self.captions:
@@ -162,12 +163,12 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
 
     found to 5 % by halving on a logarithmic scale from 0.003 to 0.3; 0.003 where none is close enough.
 
-    Distances are medians over pictures of the root mean square between final latents. With `carry_state` "auto" carries its state from
-    step to step; the fixed depths never do. The pipeline's defaults are left as they were.
+    Distances are medians over pictures of the root mean square between final latents. With `carry_state` "auto" and the fixed depth
+    carry their state from step to step; the deep core never does. The pipeline's defaults are left as they were.
     """
     def latents(num_iterations: int | str) -> tuple[torch.Tensor, float]:
         result = pipe(list(prompts), seed=list(seeds), num_steps=num_steps, num_iterations=num_iterations, guidance_scale=guidance_scale,
-                      carry_state=carry_state and num_iterations == "auto")
+                      carry_state=carry_state and num_iterations != deep)
         return result.latents.float(), float(np.mean(result.iterations))
 
     def distance(found: torch.Tensor) -> float:
@@ -204,30 +205,33 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
 
     "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student),
     fresh and with the state carried from step to step, and the share of core passes that carrying saves; where it saves any,
-    "carry_state" holds and the rest is drawn so. "matrix" of steps x iterations with the "frontier" that follows. "automatic": the calibrated threshold, and auto beside the cheapest
-    fixed depth of equal quality. "teacher": what a student's teacher draws in 32 steps of 8 iterations with its own guidance.
+    "carry_state" holds and the rest is drawn so. "matrix" of steps x iterations with the "frontier" that follows. "automatic": the
+    calibrated threshold, and auto beside "cheapest_fixed", the cheapest of the "fixed" depths of equal quality: as many steps, their state carried
+    where auto carries its own. "teacher": what a student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given.
     """
     student = pipe.defaults.sampler == "consistency"
     num_steps = num_steps or (4 if student else 12)
     steps, iterations = matrix or (STUDENT_GRID if student else GRID)
     exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)
     by_iterations = [exam.take(Setting(num_steps, depth)) for depth in depths]
-    fixed = cheapest_equal(by_iterations)
     carried_steps = 4 if student else 8
-    fresh, carried = ([exam.take(Setting(carried_steps, depth, carry)) for depth in (1, 2, 3, 4, 6)] for carry in (False, True))
+    fresh, carried = ([exam.take(Setting(carried_steps, depth, carry)) for depth in CARRIED_DEPTHS] for carry in (False, True))
     saved = _saved(fresh, carried)
     carry = saved > 0
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
+    alike = [exam.take(Setting(num_steps, depth, True)) for depth in CARRIED_DEPTHS] if carry else by_iterations
+    fixed = cheapest_equal(alike)
     calibration, automatic = _automatic(exam, num_steps, fixed, carry)
     return {
         "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions)}, "seed": seed,
         "trained_iterations": pipe.config.generator.mean_iterations,
         "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
-        "by_iterations": [_plain(outcome) for outcome in by_iterations], "cheapest_fixed": _plain(fixed),
+        "by_iterations": [_plain(outcome) for outcome in by_iterations],
+        "fixed": [_plain(outcome) for outcome in alike], "cheapest_fixed": _plain(fixed),
         "carried": {"num_steps": carried_steps, "fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
         "matrix": [_plain(outcome) for outcome in drawn], "frontier": frontier(drawn, num_steps),
         "automatic": asdict(calibration) | {"outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
-                                            "equal": automatic.at_least(max(by_iterations, key=lambda outcome: outcome.quality))},
+                                            "equal": automatic.at_least(max(alike, key=lambda outcome: outcome.quality))},
     } | ({"teacher": _plain(exam.take(Setting(32, 8), teacher))} if teacher else {})
 
 

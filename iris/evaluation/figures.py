@@ -148,7 +148,7 @@ def loss_by_depth(metrics: Sequence[Mapping[str, Any]], title: str = "Loss by co
     figure, axes = _draw_spans(lines, title, "core iterations")
     if trained and lines:
         with drawing_style():
-            mark_position(axes, trained, "mean depth in training")
+            mark_position(axes, trained, "least depth in training")
             axes.set_xticks(iteration_ticks(max(max(depths, default=1) for depths, _ in lines.values())))
     return figure
 

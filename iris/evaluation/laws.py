@@ -112,7 +112,7 @@ def depth_figures(longer: Overthinking, starts: PathIndependence, spent: Sequenc
 def depth_reading(found: Mapping[str, float], bought: Mapping[str, Any], trained: int, deepest: int) -> list[str]:
     """What notebook 12 says in the end, from `depth_figures` and `depth.measure_depth` ({} where that was left out)."""
     sentences = [
-        f"The error is least at {found['best_depth']} iterations (trained at {trained} on average); at {deepest} it is {found['error_ratio']:.3f} times that.",
+        f"The error is least at {found['best_depth']} iterations (trained with {trained} or more); at {deepest} it is {found['error_ratio']:.3f} times that.",
         f"After {2 * deepest} iterations runs from different starts differ by {found['start_distance']:.1e} of the velocity.",
         f"Automatic depth used {found['mean_spent']:.1f} iterations a step, between {found['least_spent']} and {found['most_spent']}.",
     ]

@@ -204,15 +204,6 @@ def bootstrap(values: Sequence[float] | Tensor | np.ndarray, statistic: Callable
     return Estimate(float(statistic(data, axis=0)), _percentiles(statistic(data[drawn], axis=1), level))
 
 
-def median_spread(values: Sequence[float] | Tensor | np.ndarray) -> Estimate:
-    """Median with the quartiles as its interval: the spread of the values themselves, not the median's uncertainty."""
-    data = np.asarray(values, dtype=np.float64)
-    if data.size == 0:
-        raise ValueError("there are no values; give one or more.")
-    low, middle, high = np.quantile(data, [0.25, 0.5, 0.75])
-    return Estimate(float(middle), (float(low), float(high)))
-
-
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])

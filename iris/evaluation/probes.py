@@ -69,7 +69,7 @@ class Trace:
 class Convergence:
     """How fast the state settles: changes [N, S, I], mean over tokens of ||s_i - s_{i-1}|| / ||s_i||, for N pictures.
 
-    timesteps [S] are the noise levels of the sampling steps. `trained_depth` is the mean depth in training.
+    timesteps [S] are the noise levels of the sampling steps. `trained_depth` is the least depth of a training step from zeros.
     """
 
     timesteps: np.ndarray
@@ -86,7 +86,7 @@ class Convergence:
 class Overthinking:
     """Velocity error on known pictures by depth: errors [N, T, I], mean squared, for N pictures, T noise levels, I iterations.
 
-    changes [N, T, I]: mean relative change of the state. trained_depth: the mean depth in training.
+    changes [N, T, I]: mean relative change of the state. trained_depth: the least depth of a training step from zeros.
     """
 
     timesteps: np.ndarray

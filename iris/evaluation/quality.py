@@ -30,6 +30,7 @@ from iris.data import (
     check_scene,
     load_dataset_by_name,
     render_scene,
+    streams,
 )
 from iris.evaluation.drawing import FEATURES, Features, QualityError, draw_all, features_by_name, to_tensor
 from iris.evaluation.metrics import Estimate, bootstrap, kernel_distance, psnr, psnr_by_band, share, ssim
@@ -129,8 +130,8 @@ def scene_specs(size: int, count: int, kinds: Sequence[str] = KINDS, split: str 
 def score_scenes(images: Sequence[Image.Image | np.ndarray], facts: Sequence[SceneSpec | SceneFacts]) -> dict[str, Estimate]:
     """Share of pictures in which each of SCENE_FACTS holds, with Wilson intervals; "relation" only where one is told, and beside it
 
-    "sides": its share among the pictures whose objects are right. Two right objects on the right axis stand on their sides by
-    chance in half of the pictures, so at 0.5 a model has not read who stands where.
+    "sides": its share among the pictures whose objects are right and stand on the axis that was asked for. By chance half of those stand
+    on their sides, so at 0.5 a model has not read who stands where.
     """
     if len(images) != len(facts):
         raise QualityError(f"{len(images)} pictures and {len(facts)} scenes; give one scene for each picture.")
@@ -138,7 +139,7 @@ def score_scenes(images: Sequence[Image.Image | np.ndarray], facts: Sequence[Sce
     reports = [check_scene(np.asarray(image), spec) for image, spec in zip(images, told, strict=True)]
     scores = {name: share(sum(map(holds, reports)), len(reports)) for name, holds in SCENE_FACTS.items() if name != "relation"}
     related = [report for report, spec in zip(reports, told, strict=True) if spec.relation]
-    for name, asked in (("relation", related), ("sides", [report for report in related if report.objects_right])):
+    for name, asked in (("relation", related), ("sides", [report for report in related if report.objects_right and report.axis_right])):
         if asked:
             scores[name] = share(sum(report.relation_right for report in asked), len(asked))
     return scores
@@ -181,6 +182,8 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
     number = min(count, len(dataset))
     if not number:
         raise QualityError(f"the data set {dataset.name!r} has no pictures to compare with.")
+    if number < 4:
+        raise QualityError(f"{number} pictures are too few for a kernel distance; use 4 or more, and 512 for a figure to quote.")
     features = features or features_by_name()
     items = [dataset[index] for index in random.Random(seed).sample(range(len(dataset)), number)]
     images = draw_all(pipe, [item.captions[0] for item in items], range(seed, seed + number), batch_size, "samples", **arguments)
@@ -222,7 +225,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
     if scenes and any(part.startswith("scenes") for part in parts):
         result["scenes"] = scene_accuracy(pipe, count=scenes, **common)
     if samples and features:
-        result["samples"] = sample_kid(pipe, load_dataset_by_name(source, size, "held_out"), samples, features, **common)
+        result["samples"] = sample_kid(pipe, load_dataset_by_name(source, size, "held_out", samples if streams(source) else None), samples, features, **common)
     if features:
         result |= {f"retrieval_{split}": found for split, found in art_retrieval(pipe, source, retrieved, features, **common).items()}
     if copies:

@@ -114,7 +114,7 @@ class OnnxPipeline:
         return self._solve(context, seeds, steps, depth, scale, defaults["sampler"], bool(defaults.get("carry_state")))
 
     def _context(self, prompts: list[str], guided: bool) -> Arrays:
-        """Pooled text, keys and values; with guidance a second half of null captions."""
+        """Keys and values of the text; with guidance a second half of null captions."""
         states, mask = self.states(prompts)
         drop = np.zeros(len(prompts), dtype=bool)
         if guided:

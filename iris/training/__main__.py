@@ -106,7 +106,7 @@ def main(
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer, compile_)
     options = ({"init": init} if init else {}) | loss_options
     first = join_processes().is_main_process
-    folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(run)
+    folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(run.expanduser().resolve())
     join_processes().wait_for_everyone()  # the first one may have brought the run back from its mirror
     with contextlib.closing(folder):
         result = RECIPES[stage](config, pictures, held_out, train, folder, **options)

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from iris.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from iris.data.base import Example, ImageDataset, fingerprint
+from iris.data.base import Example, ImageDataset, class_caption, fingerprint
 from iris.nn.autoencoder import WaveletVAE
 from iris.rng import rng_for
 from iris.text import TextEncoder
@@ -30,9 +30,9 @@ def written_captions(example: Example) -> tuple[str, ...]:
     return example.captions
 
 
-def class_captions(example: Example) -> tuple[str, ...]:
+def captions_of_class(example: Example) -> tuple[str, ...]:
     """The class label written as a caption, so that stage 2 conditions the way stage 3 does."""
-    return (f"a photo of a {example.label}",)
+    return (class_caption(example.label),)
 
 
 def encode_dataset(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDataset, captions: Captions = written_captions,

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from threading import Lock
 from typing import Any
@@ -230,6 +230,8 @@ class _Session:
         owners = [parameter for group in self.raw_optimizer.param_groups for parameter in group["params"]]
         for key, value in found.tensors["optimizer"].items():
             index, name = key.split(".")
+            if value.ndim and value.shape != owners[int(index)].shape:
+                raise CheckpointError(f"the optimizer's state in {found.folder} belongs to another version of this code; start over, with --init RUN/pipeline to keep the weights.")
             state["state"].setdefault(int(index), {})[name] = _laid_out(value, owners[int(index)])
         self.raw_optimizer.load_state_dict(state)
 
@@ -324,7 +326,7 @@ class _Session:
             self.skipped += 1
             if (self.guard.refuse() and self.run is not None) or broken:
                 self.roll_back()
-        return output, norm
+        return replace(output, loss=torch.tensor(mean)), norm  # what is logged is the whole batch's
 
 
 def compile_blocks(module: nn.Module) -> None:

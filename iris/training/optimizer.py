@@ -51,18 +51,24 @@ class MuonAdamW(torch.optim.Optimizer):
         matrices["lr"] = rate
 
 
+def _is_vector(name: str, parameter: Tensor) -> bool:
+    """A bias, also one shaped for a block-diagonal product, or a list of numbers such as GRFM's alpha [heads, 1]."""
+    return parameter.ndim <= 1 or (parameter.ndim == 2 and min(parameter.shape) == 1) or name.rpartition(".")[2].endswith("bias")
+
+
 def build_optimizer(module: nn.Module, lr: float, weight_decay: float, kind: str = "muon") -> torch.optim.Optimizer:
-    """The optimizer of `module`'s trainable weights; vectors are never decayed. `kind` "adamw" leaves Muon out.
+    """The optimizer of `module`'s trainable weights; vectors, whatever their shape, are never decayed. `kind` "adamw" leaves Muon out.
 
     A module without matrices (a convolutional autoencoder) has AdamW alone either way.
     """
     if kind == "muon" and not hasattr(torch.optim, "Muon"):
         raise ConfigError(f"the optimizer muon needs torch 2.9 or later, and this is {torch.__version__}; update torch, or use adamw.")
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    matrices = [p for name, p in named if kind == "muon" and p.ndim == 2 and not any(part in name for part in ADAPTIVE)]
+    matrices = [p for name, p in named if kind == "muon" and p.ndim == 2 and not _is_vector(name, p) and not any(part in name for part in ADAPTIVE)]
     chosen = {id(parameter) for parameter in matrices}
-    rest = [parameter for _, parameter in named if id(parameter) not in chosen]
-    groups = [{"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay}, {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0}]
+    rest = [(name, parameter) for name, parameter in named if id(parameter) not in chosen]
+    groups = [{"params": [p for name, p in rest if not _is_vector(name, p)], "weight_decay": weight_decay},
+              {"params": [p for name, p in rest if _is_vector(name, p)], "weight_decay": 0.0}]
     if matrices:
         return MuonAdamW(matrices, groups, lr, weight_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)

@@ -22,7 +22,7 @@ from iris.pipeline import SamplingDefaults, state_dicts
 from iris.runs import Run
 from iris.text import load_text_encoder
 from iris.training.batches import ImageBatches, LatentBatches, LatentDataset, to_images
-from iris.training.latents import Captions, class_captions, encode_dataset, weights_digest, written_captions
+from iris.training.latents import Captions, captions_of_class, encode_dataset, weights_digest, written_captions
 from iris.training.loop import FitResult, OnLog, TrainConfig, fit, join_processes
 from iris.training.losses import ConsistencyLoss, ReconstructionLoss, RectifiedFlowLoss
 
@@ -43,7 +43,7 @@ def train_autoencoder(config: IRISConfig, train_data: ImageDataset, held_out_dat
     """Stage 1: the wavelet VAE. The perceptual term is left out when its package is missing, and the summary says so."""
     torch.manual_seed(train.seed)  # initial weights only; all later draws are named by (seed, step)
     autoencoder = WaveletVAE(config.autoencoder)
-    run.settle(pictures=fingerprint(train_data))
+    run.settle(stage=1, pictures=fingerprint(train_data))
     if init is not None:
         load_module(autoencoder, _read_model(init, config, ("autoencoder",))["autoencoder"])
     features = load_features("lite0") if perceptual_weight > 0 else None
@@ -95,7 +95,7 @@ def held_out_psnr(autoencoder: WaveletVAE, dataset: ImageDataset, limit: int = 2
 def train_class_conditional(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
                             init: str | Path, on_log: OnLog | None = None, **loss_options: Any) -> StageResult:
     """Stage 2 (PixArt-alpha's first decomposition): learn the pictures, told only their class as a caption."""
-    return _train_flow(2, config, train_data, held_out_data, train, run, init, on_log, class_captions, loss_options)
+    return _train_flow(2, config, train_data, held_out_data, train, run, init, on_log, captions_of_class, loss_options)
 
 
 def train_text_to_image(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
@@ -126,7 +126,8 @@ def free_depth(train: TrainConfig) -> dict[str, Any]:
 def _train_flow(stage: int, config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
                 init: str | Path, on_log: OnLog | None, captions: Captions, loss_options: dict[str, Any]) -> StageResult:
     autoencoder, generator = load_models(init, config, train.seed)
-    run.settle(autoencoder=weights_digest(autoencoder), pictures=fingerprint(train_data))
+    begun = weights_digest(generator) if "generator" in _read_model(init, config, ("generator",)) else "from nothing"
+    run.settle(stage=stage, autoencoder=weights_digest(autoencoder), generator=begun, pictures=fingerprint(train_data))
     data = _encode_both(config, autoencoder, train_data, held_out_data, captions, run)
     loss = RectifiedFlowLoss(**loss_options)
     result = _fit_latents(generator, loss, data, train, run, on_log)
@@ -161,7 +162,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     """Stage 5: a student that jumps to the data in 1, 2 or 4 steps, with the teacher's guidance inside."""
     autoencoder, teacher = load_models(init, config, train.seed, trained=True)
     _, student = load_models(init, config, train.seed)
-    run.settle(autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data))
+    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data))
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stages = loss_options.get("stages", 4)
