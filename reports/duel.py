@@ -1,7 +1,7 @@
-"""python -m reports.duel [--minutes 20] [--only grfm attention] [--preset micro] [--data scenes] [--run DIR] [--out DIR]
+"""python -m reports.duel [--minutes 20] [--only grfm attention] [--preset micro] [--image-size 128] [--data scenes] [--run DIR] [--out DIR]
 
-The same recipe, pictures, parameters and wall-clock for GRFM, for attention, for two of GRFM's paths alone, and for a stack
-without recurrence in depth. A step of each is timed first, in turns, and each gets as many steps as its minutes hold: so every
+The same recipe, pictures, parameters and wall-clock for GRFM, for attention, for two of GRFM's paths alone, for a stack
+without recurrence in depth, and for a core on a grid of half the side. A step of each is timed first, in turns, and each gets as many steps as its minutes hold: so every
 schedule reaches its end, and what the machine does meanwhile decides nothing. Then all are examined alike and DUEL.md is
 written. The same command again continues.
 """
@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from iris.checkpoint import read_checkpoint, write_checkpoint
-from iris.config import IRISConfig, changed, preset
+from iris.config import IRISConfig, changed
 from iris.data import ImageDataset
 from iris.evaluation.drawing import QualityError, features_by_name
 from iris.evaluation.figures import loss_comparison, save_figure
@@ -30,7 +30,7 @@ from iris.evaluation.reading import load_pipeline, machine, markdown_table
 from iris.nn.generator import Generator, parameter_count
 from iris.runs import read_metrics, read_summary
 from iris.training.loop import TrainConfig
-from iris.training.prepare import load_pictures, open_run, plan_training
+from iris.training.prepare import configure, load_pictures, open_run, plan_training
 from iris.training.stages import train_text_to_image
 from reports.notebooks import ROOT
 from reports.results import write_text
@@ -42,6 +42,7 @@ CONTENDERS = {
     "fourier": "GRFM's Fourier path alone",
     "recurrence": "GRFM's recurrent path alone",
     "unrolled": "GRFM, {depth} times as many layers applied once",
+    "half": "GRFM, one core token for 2 x 2 of the grid",
 }
 TIMED_STEPS = 6  # of each phase, in one round
 EXAM = {"num_steps": 16, "guidance_scale": 3.0}
@@ -53,6 +54,8 @@ LOSS = {"random_depth": False, "warm_start": 0.0}
 def contender(base: IRISConfig, name: str) -> IRISConfig:
     """`base` with the core that `name` means; a mixer with fewer weights gets a wider feed-forward for them."""
     generator = base.generator
+    if name == "half":
+        return changed(base, generator__core_stride=2 * generator.core_stride)
     if name == "unrolled":
         return changed(base, generator__core_layers=generator.core_layers * generator.mean_iterations, generator__mean_iterations=1,
                        generator__iteration_embedding="none")
@@ -68,11 +71,13 @@ def weights(config: IRISConfig) -> int:
         return parameter_count(Generator(config.generator))
 
 
-def autoencoder_alone(model: str, folder: Path) -> Path:
-    """The autoencoder of a model folder as a model of its own: where every contender begins."""
+def autoencoder_alone(model: str, folder: Path, base: IRISConfig) -> Path:
+    """The autoencoder of a model folder as a model of its own, where every contender begins; a convolution fits any size of picture."""
     stored = read_checkpoint(model, ["autoencoder"])
+    config = IRISConfig.from_dict(stored.config)
+    config = changed(config, autoencoder__image_size=base.autoencoder.image_size, generator__latent_size=base.autoencoder.image_size // config.autoencoder.downsample)
     told = {"stage": 1, "training": {"stage": 1, "data": stored.metadata.get("training", {}).get("autoencoder_data", "")}}
-    return write_checkpoint(folder, stored.config, {"autoencoder": stored.tensors["autoencoder"]}, told)
+    return write_checkpoint(folder, config.to_dict(), {"autoencoder": stored.tensors["autoencoder"]}, told)
 
 
 def time_steps(configs: Mapping[str, IRISConfig], pictures: tuple[ImageDataset, ImageDataset], train: TrainConfig, start: Path, home: Path,
@@ -110,9 +115,9 @@ def examine(folder: Path, data: ImageDataset, scenes: int, samples: int) -> dict
 
 def fight(options: argparse.Namespace) -> dict[str, Any]:
     """Time, train and examine; what was found, as plain data."""
-    base, home = preset(options.preset), options.run
+    base, home = configure(options.preset, options.image_size), options.run
     configs = {name: contender(base, name) for name in options.only}
-    start = autoencoder_alone(options.autoencoder, home / "start")
+    start = autoencoder_alone(options.autoencoder, home / "start", base)
     plan_file, planned = home / "plan.json", {}
     if plan_file.is_file():
         planned = json.loads(plan_file.read_text(encoding="utf-8"))
@@ -135,7 +140,8 @@ def fight(options: argparse.Namespace) -> dict[str, Any]:
         results[name] = {"weights": weights(config), "timed": planned[name], "steps": steps, "minutes": read_summary(home / name)["minutes"],
                          "loss": [[row["seconds"] / 60, row["held_out_loss"]] for row in read_metrics(home / name) if row.get("held_out_loss") is not None],
                          **json.loads(exam_file.read_text(encoding="utf-8"))}
-    told = {name: getattr(options, name) for name in ("preset", "data", "minutes", "batch_size", "learning_rate", "limit", "seed", "scenes", "samples")}
+    told = {name: getattr(options, name) for name in ("preset", "image_size", "data", "minutes", "batch_size", "learning_rate", "limit", "seed", "scenes", "samples")}
+    told["image_size"] = base.autoencoder.image_size
     return {"options": told, "depth": base.generator.mean_iterations, "machine": machine(), "commit": code_version(), "contenders": results}
 
 
@@ -166,7 +172,7 @@ def duel_markdown(found: Mapping[str, Any]) -> str:
                      *(_shown(result[kind]["right"]) for kind in KINDS), _shown(result.get("kid"), 1000, "")])
     head = ["core", "weights", "a step", "steps", "pictures", "minutes", "held-out loss", *(f"{kind} right" for kind in KINDS), "kernel distance x 1000"]
     lines = ["# The duel: what the mixer and the loop are worth", "", "Generated by `python -m reports.duel`; do not edit.", "",
-             f"Preset `{options['preset']}`, data `{options['data']}`, stage 3 from the same autoencoder, seed {options['seed']}, batches of {options['batch_size']}, rate {options['learning_rate']:g}, one depth throughout. "
+             f"Preset `{options['preset']}` at {options['image_size']} px, data `{options['data']}`, stage 3 from the same autoencoder, seed {options['seed']}, batches of {options['batch_size']}, rate {options['learning_rate']:g}, one depth throughout. "
              f"{options['minutes']:g} minutes each by the time of a step, which was taken in turns before; `minutes` is what they took. Then {options['scenes']} held-out scenes of each kind and {options['samples']} samples, "
              f"{EXAM['num_steps']} steps, guidance {EXAM['guidance_scale']:g}, in brackets 95 % intervals; the held-out loss is that of the averaged weights, on the same noise for all. "
              f"{found['machine']}; commit {found['commit']}.", "", markdown_table(head, rows), "", "![Held-out loss by minutes](duel.png)"]
@@ -185,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20.0, help="of training, each")
     parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--preset", default="micro")
+    parser.add_argument("--image-size", type=int, default=0, help="side of the pictures; 0 takes the preset's")
     parser.add_argument("--data", default="scenes")
     parser.add_argument("--autoencoder", default="demo/models/iris-scenes", help="a model whose autoencoder all of them use")
     parser.add_argument("--batch-size", type=int, default=64)

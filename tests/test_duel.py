@@ -33,6 +33,14 @@ def test_the_unrolled_stack_computes_as_many_layers_once():
     assert config.mixer == "grfm" and config.iteration_embedding == "none"
 
 
+def test_half_a_grid_has_the_same_weights_but_for_its_joints():
+    base = preset("micro")
+    config = duel.contender(base, "half")
+    assert config.generator.core_shape(8, 8)[:2] == (4, 4) and base.generator.core_shape(8, 8)[:2] == (8, 8)
+    joints = 2 * (4 - 1) * base.generator.dim**2 + 3 * base.generator.dim  # four tokens into one and back; as many biases more
+    assert duel.weights(config) - duel.weights(base) == joints
+
+
 def test_steps_fill_the_minutes_by_the_time_of_both_phases():
     timed = {"coarse": 0.5, "full": 2.0}
     steps = duel.steps_for(30, timed)
@@ -56,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_duel_from_its_timing_to_its_table_and_the_same_command_trains_nothing_again(model: Path, tmp_path: Path):
     arguments = ["--preset", "nano", "--minutes", "0.01", "--only", "grfm", "unrolled", "--limit", "32", "--batch-size", "8", "--scenes", "2", "--samples", "0",
-                 "--rounds", "1", "--autoencoder", str(model), "--run", str(tmp_path / "runs"), "--out", str(tmp_path)]
+                 "--rounds", "1", "--image-size", "64", "--autoencoder", str(model), "--run", str(tmp_path / "runs"), "--out", str(tmp_path)]
     assert duel.main(arguments) == 0
     found = json.loads((tmp_path / "duel.json").read_text())
     for name, result in found["contenders"].items():
