@@ -51,7 +51,7 @@ from iris.pipeline import IRISPipeline, SamplingDefaults
 from iris.places import find_model, newest_pipeline
 from iris.runs import Run, RunError, read_summary
 from iris.text import load_text_encoder
-from iris.training.__main__ import Stage
+from iris.training.__main__ import BATCH_SIZES, LEARNING_RATES, Stage
 from iris.training.__main__ import main as train_stage
 from iris.training.loop import TrainConfig
 from iris.training.prepare import (
@@ -64,6 +64,7 @@ from iris.training.prepare import (
     require_generator,
     start_with_autoencoder,
 )
+from reports.notebooks import find_notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -140,6 +141,12 @@ def test_a_field_of_a_preset_is_changed_by_its_name() -> None:
     for wrong in ("mixer=attention", "generator.mixer", "generator.=1", "text.colour=red", "generator.dim=wide", "other.dim=3"):
         with pytest.raises(ConfigError):
             configure("nano", 0, [wrong])
+
+
+def test_a_stage_on_the_command_line_is_that_of_its_notebook() -> None:
+    for stage, notebook in zip(Stage, ("01", "02", "03", "04", "05"), strict=True):
+        told = find_notebooks()[notebook].defaults()
+        assert (BATCH_SIZES[stage], LEARNING_RATES[stage]) == (told["batch_size"], told["learning_rate"]), stage
 
 
 def test_a_stage_refuses_an_option_of_the_loss_that_it_does_not_have(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ class Stage(str, Enum):
 RECIPES = {Stage.autoencoder: stages.train_autoencoder, Stage.class_conditional: stages.train_class_conditional,
            Stage.text_to_image: stages.train_text_to_image, Stage.aesthetic: stages.train_aesthetic, Stage.distill: stages.distill}
 
+# Batch size and peak rate of each stage's notebook.
+BATCH_SIZES = {Stage.autoencoder: 16, Stage.class_conditional: 64, Stage.text_to_image: 64, Stage.aesthetic: 64, Stage.distill: 32}
+LEARNING_RATES = {Stage.autoencoder: 2e-3, Stage.class_conditional: 1e-3, Stage.text_to_image: 1e-3, Stage.aesthetic: 3e-4, Stage.distill: 3e-4}
+
 _OF_FLOW = {"exit_weight", "warm_start", "logit_mean", "coarse_until"}
 LOSS_OPTIONS = {Stage.autoencoder: set(), Stage.class_conditional: _OF_FLOW, Stage.text_to_image: _OF_FLOW, Stage.aesthetic: _OF_FLOW,
                 Stage.distill: {"exit_weight", "guidance_scale"}}
@@ -82,8 +86,8 @@ def main(
     limit: Annotated[int, typer.Option(help="at most so many examples; 0 = all")] = 0,
     train_steps: int = 1000,
     minutes: Annotated[float, typer.Option(help="end by the clock, if train-steps are not reached before; 0 = never")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="examples a step over all processes")] = 32,
-    learning_rate: float = 1e-3,
+    batch_size: Annotated[int | None, typer.Option(help="examples a step over all processes; that of the stage's notebook when left out")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="peak rate of AdamW, Muon takes three times that; likewise. Training a finished model on wants a third of it")] = None,
     mirror: Annotated[str, typer.Option(help="a second folder to keep a copy of the run in; a new machine continues from it")] = "",
     start_over: Annotated[bool, typer.Option("--start-over", help="put aside what an earlier run left in its folder")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
@@ -103,6 +107,7 @@ def main(
     loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until, guidance_scale=guidance_scale)
     config = configure(preset, changes=set_, init=init)
     pictures, held_out = load_pictures(data, config, limit)
+    batch_size, learning_rate = batch_size or BATCH_SIZES[stage], LEARNING_RATES[stage] if learning_rate is None else learning_rate
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer, compile_)
     options = ({"init": init} if init else {}) | loss_options
     first = join_processes().is_main_process
