@@ -362,11 +362,11 @@ def test_snapshots_draw_the_newest_checkpoint_once_a_moment(model_folder, tmp_pa
     pipe = load_pipeline(model_folder)
     average = {f"module.{name}": value for name, value in pipe.generator.state_dict().items()} | {"n_averaged": torch.tensor(3)}
     with Run.open(tmp_path) as run:
-        shots = Snapshots(run, config, model_folder, ["a red circle", "a star"], train_steps=81, count=3, num_steps=2)
-        assert shots.moments == [3, 9, 27]
+        shots = Snapshots(run, config, model_folder, ["a red circle", "a star"], train_steps=32, count=3, num_steps=2)
+        assert shots.moments == [4, 8, 16]
         shots({"step": 5})  # no checkpoint yet
         assert shots.steps() == []
-        for step in (4, 12):
+        for step in (3, 4, 7, 12):  # 3 and 7 are older than the moments that have passed: they would show what 4 and 12 show better
             write_checkpoint(run.checkpoint_path / f"step-{step:08d}", {"recipe": {}}, {"average": average}, {"step": step})
             for _ in range(3):
                 shots({"step": step + 1})

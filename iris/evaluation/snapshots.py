@@ -23,18 +23,18 @@ _FILE = re.compile(r"step-(\d+)-(\d+)\.png")
 
 
 class Snapshots:
-    """Pass it as `on_log`: at most `count` times, at steps that grow by a constant factor, it draws `prompts` with the averaged
-    weights of the newest checkpoint. So the first changes are seen, and a long training is hardly held up.
+    """Pass it as `on_log`: at most `count` times, at steps that double, it draws `prompts` with the averaged weights of the first
+    checkpoint from there on. So the first changes are seen, and a long training is hardly held up.
 
     Pictures are kept as RUN/figures/samples/step-STEP-INDEX.png, so a run that is continued keeps its earlier ones.
     """
 
-    def __init__(self, run: Run, config: IRISConfig, autoencoder: str | Path, prompts: Sequence[str], train_steps: int, count: int = 4,
+    def __init__(self, run: Run, config: IRISConfig, autoencoder: str | Path, prompts: Sequence[str], train_steps: int, count: int = 5,
                  num_steps: int = 8, guidance_scale: float = 3.0, seed: int = 0) -> None:
         self.run, self.config, self.autoencoder, self.prompts = run, config, Path(autoencoder), list(prompts)
         self.settings = {"num_steps": num_steps, "num_iterations": config.generator.mean_iterations, "guidance_scale": guidance_scale,
                          "seed": [seed + index for index in range(len(self.prompts))]}
-        self.moments = [round(train_steps * 3.0**-power) for power in range(count, 0, -1)]
+        self.moments = [round(train_steps * 2.0**-power) for power in range(count, 0, -1)]
         self._pipe: IRISPipeline | None = None
 
     @property
@@ -42,17 +42,18 @@ class Snapshots:
         return self.run.path / "figures" / "samples"
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """Take one logged row; draw when a moment has passed since the last drawing."""
+        """Take one logged row; draw when a moment has passed since the last drawing and a checkpoint has been made since."""
         drawn = max(self.steps(), default=0)
-        if any(drawn < moment <= row["step"] for moment in self.moments):
+        due = [moment for moment in self.moments if drawn < moment <= row["step"]]
+        if due:
             try:
-                self._draw(drawn)
+                self._draw(max(due))
             except CheckpointError:
                 return  # a checkpoint being replaced: the next row comes soon
 
-    def _draw(self, newer_than: int) -> None:
+    def _draw(self, since: int) -> None:
         found = latest_checkpoint(self.run.checkpoint_path)
-        if found is None or found.metadata["step"] <= newer_than:
+        if found is None or found.metadata["step"] < since:
             return
         pipe = self._pipeline()
         weights = {name.removeprefix("module."): value for name, value in found.tensors["average"].items() if name != "n_averaged"}
