@@ -153,7 +153,7 @@ def nano_model(tmp_path_factory) -> Path:
     return pipe.save_pretrained(tmp_path_factory.mktemp("model") / "nano", dtype=torch.float32)
 
 
-SMALL = {"preset": "nano", "train_steps": 3, "batch_size": 4, "limit": 16, "held_out_limit": 6, "num_steps": 2, "num_iterations": 2,
+SMALL = {"copies": 4, "preset": "nano", "train_steps": 3, "batch_size": 4, "limit": 16, "held_out_limit": 6, "num_steps": 2, "num_iterations": 2,
          "pictures": 8, "scenes": 1, "samples": 6, "max_iterations": 3, "variants": ["tiny"], "measure_memory": False, "perceptual_weight": 0.0}
 
 
