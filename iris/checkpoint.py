@@ -27,6 +27,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from iris.locks import process_lives
+from iris.replacing import backup_of, flush_folder, put_in_place
+
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 MANIFEST_FILE = "manifest.json"
@@ -88,7 +91,7 @@ def write_checkpoint(
             for companion in companions:
                 shutil.copy2(companion, draft)
             _fill(draft, header_bytes, tensors, shard_bytes, dtype)
-            _put_in_place(draft, folder)
+            put_in_place(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
@@ -134,7 +137,7 @@ def _fill(
             file = f"{part}-{number:05d}-of-{len(shards):05d}.safetensors"
             manifest[file] = _write_file(draft / file, safetensors.torch.save(stored))
     _write_file(draft / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
-    _flush_folder(draft)
+    flush_folder(draft)
 
 
 def _split(named: Mapping[str, Tensor], shard_bytes: int, dtype: torch.dtype | None) -> list[list[str]]:
@@ -174,41 +177,11 @@ def _write_file(path: Path, data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def _flush_folder(folder: Path) -> None:
-    if os.name == "posix":  # other systems cannot open a folder; there the rename itself is journalled
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _backup(folder: Path) -> Path:
-    """Where the old checkpoint waits during the instant between the two renames of a save."""
-    return folder.parent / f".{folder.name}.before"
-
-
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """Rename draft -> folder. A full folder cannot be replaced in one rename, so the old one steps aside first."""
-    backup = _backup(folder)
-    if folder.exists():
-        shutil.rmtree(backup, ignore_errors=True)
-        os.rename(folder, backup)
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        if backup.exists():
-            os.rename(backup, folder)
-        raise
-    _flush_folder(folder.parent)
-    shutil.rmtree(backup, ignore_errors=True)
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Clean up behind killed writers of `folder`, and settle a save that was killed between its two renames."""
     remove_drafts(folder.parent, folder.name)
-    if _backup(folder).exists() and not folder.exists():
-        os.rename(_backup(folder), folder)
+    if backup_of(folder).exists() and not folder.exists():
+        os.rename(backup_of(folder), folder)
 
 
 def remove_drafts(parent: Path, name: str) -> None:
@@ -216,20 +189,8 @@ def remove_drafts(parent: Path, name: str) -> None:
     for draft in parent.glob(f".{name}.writing-*"):
         writer = draft.name.rsplit("-", 2)[1]
         # Our own number is a dead namesake's: a draft of this process is gone when its save ends, however it ends.
-        if not writer.isdigit() or int(writer) == os.getpid() or not _is_alive(int(writer)):
+        if not writer.isdigit() or int(writer) == os.getpid() or not process_lives(int(writer), None):
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is not a question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -242,8 +203,8 @@ def read_checkpoint(folder: Path | str, parts: Sequence[str] | None = None) -> C
     added, truncated, changed or of another format version. Each file is read once: the bytes hashed are those parsed.
     """
     folder = Path(folder).expanduser()
-    if not folder.exists() and _backup(folder).exists():
-        folder = _backup(folder)  # a save was killed between its two renames: this is the checkpoint before it
+    if not folder.exists() and backup_of(folder).exists():
+        folder = backup_of(folder)  # a save was killed between its two renames: this is the checkpoint before it
     manifest = _read_manifest(folder)
     header = _parse_json(folder / CONFIG_FILE, _read_file(folder, CONFIG_FILE, manifest))
     if header.get("format_version") != FORMAT_VERSION:
@@ -409,7 +370,7 @@ def resolve_folder(name_or_path: str | Path) -> Path:
     """
     text = str(name_or_path)
     path = Path(text).expanduser()
-    if text and (path.is_dir() or _backup(path).is_dir()):
+    if text and (path.is_dir() or backup_of(path).is_dir()):
         return path
     if text and path.exists():
         raise CheckpointError(f"{path} is a file; a checkpoint is a folder of safetensors and JSON files.")

@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from iris.replacing import put_in_place
+
 FILES = ("metrics.jsonl", "summary.json", "run.json")
 _MANIFEST = "manifest.json"
 
@@ -57,26 +59,9 @@ def _copy_folder(source: Path, target: Path) -> None:
     draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(source, draft)
-        _replace_folder(draft, target)
+        put_in_place(draft, target, durable=False)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _replace_folder(draft: Path, target: Path) -> None:
-    """Rename draft -> target. A full folder cannot be replaced in one rename, so the old one steps aside first, and back if that fails."""
-    before = target.with_name(f".{target.name}.before")
-    if before.exists() and not target.exists():  # killed between the two renames
-        os.rename(before, target)
-    shutil.rmtree(before, ignore_errors=True)
-    if target.exists():
-        os.rename(target, before)
-    try:
-        os.rename(draft, target)
-    except OSError:
-        if before.exists():
-            os.rename(before, target)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
 
 
 def _copy_file(source: Path, target: Path) -> None:

@@ -115,7 +115,8 @@ def examine(folder: Path, data: ImageDataset, scenes: int, samples: int) -> dict
 
 def fight(options: argparse.Namespace) -> dict[str, Any]:
     """Time, train and examine; what was found, as plain data."""
-    base, home = configure(options.preset, options.image_size), options.run
+    base = configure(options.preset, options.image_size)
+    home = options.run / f"{options.preset}-{base.autoencoder.image_size}-{options.batch_size}"  # what the time of a step depends on
     configs = {name: contender(base, name) for name in options.only}
     start = autoencoder_alone(options.autoencoder, home / "start", base)
     plan_file, planned = home / "plan.json", {}
@@ -132,7 +133,7 @@ def fight(options: argparse.Namespace) -> dict[str, Any]:
         steps = steps_for(options.minutes, planned[name])
         recipe = plan_training(steps, 0.0, options.batch_size, options.learning_rate, seed=options.seed)
         print(f"{name}: {weights(config) / 1e6:.2f} M weights, {steps:,} steps of {planned[name]['full']:.2f} s ({planned[name]['coarse']:.2f} s coarse)", file=sys.stderr)
-        exam_file = home / name / "exam.json"
+        exam_file = home / name / f"exam-{options.scenes}-{options.samples}.json"
         with open_run(home / name, config, recipe, options.data, loss_options=LOSS) as run:
             trained = train_text_to_image(config, *pictures, recipe, run, start, **LOSS)
         if not exam_file.is_file():

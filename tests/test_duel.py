@@ -69,7 +69,7 @@ def test_a_duel_from_its_timing_to_its_table_and_the_same_command_trains_nothing
     found = json.loads((tmp_path / "duel.json").read_text())
     for name, result in found["contenders"].items():
         assert result["steps"] == duel.steps_for(0.01, result["timed"]) and result["loss"], name
-        assert json.loads((tmp_path / "runs" / name / "summary.json").read_text())["step"] == result["steps"]
+        assert json.loads((tmp_path / "runs" / "nano-64-8" / name / "summary.json").read_text())["step"] == result["steps"]
     text = (tmp_path / "DUEL.md").read_text()
     assert "GRFM against GRFM, " in text and "| nan" not in text and (tmp_path / "duel.png").stat().st_size > 5000
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("metrics.jsonl")}

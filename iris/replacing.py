@@ -1,0 +1,42 @@
+"""A folder replaced whole: whoever looks, or is killed, at any moment finds the old one or the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def backup_of(folder: Path) -> Path:
+    """Where the old folder waits during the instant between the two renames."""
+    return folder.parent / f".{folder.name}.before"
+
+
+def put_in_place(draft: Path, folder: Path, durable: bool = True) -> None:
+    """Rename draft -> folder. A full folder cannot be replaced in one rename, so the old one steps aside first, and back if that fails.
+
+    durable: flush the parent folder before the old one is deleted; a mounted Drive need not know how.
+    """
+    backup = backup_of(folder)
+    if folder.exists():
+        shutil.rmtree(backup, ignore_errors=True)
+        os.rename(folder, backup)
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        if backup.exists():
+            os.rename(backup, folder)
+        raise
+    if durable:
+        flush_folder(folder.parent)
+    shutil.rmtree(backup, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder survive a loss of power."""
+    if os.name == "posix":  # other systems cannot open a folder; there the rename itself is journalled
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
