@@ -11,7 +11,7 @@ from torch import nn
 
 from iris.config import preset
 from iris.nn.autoencoder import WaveletVAE
-from iris.training.optimizer import MATRIX_RATE, MuonAdamW, build_optimizer
+from iris.training.optimizer import MATRIX_RATE, MuonAdamW, StackedMuon, build_optimizer
 
 
 def test_every_weight_has_one_place_and_vectors_do_not_decay() -> None:
@@ -67,3 +67,20 @@ def test_saved_in_the_middle_it_goes_on_bitwise() -> None:
     third.load_state_dict(stored)
     run(range(3, 6), other, third)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_matrices_stacked_by_shape_move_as_torchs_muon_moves_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 30), nn.Linear(30, 12), nn.Linear(12, 12))
+    other = copy.deepcopy(model)
+    ours, theirs = ([p for p in m.parameters() if p.ndim == 2] for m in (model, other))
+    stacked = StackedMuon(ours, lr=0.02, weight_decay=0.1, momentum=0.95)
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):  # the second has no gradient at the third step
+            a.grad = None if (step, index) == (2, 1) else seeded(*a.shape, seed=10 * step + index)
+            b.grad = None if a.grad is None else a.grad.clone()
+        stacked.step()
+        reference.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # a few bf16 roundings of a step of 0.1

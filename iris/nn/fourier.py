@@ -6,8 +6,6 @@ plus the input. The path runs in fp32 whatever surrounds it: no CPU has an FFT i
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 
 MATMUL_DFT_LIMIT = 64  # up to this side matrix products are faster than the FFT on a CPU, and they export everywhere
 DENSE_DFT_LIMIT = 64  # up to this many tokens one product with the matrix of the whole 2-D transform is the fastest
+_KEPT: dict[tuple, dict[str, Tensor]] = {}
 
 
 def _axis_matrix(length: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -49,16 +48,27 @@ def _factors(height: int, width: int) -> dict[str, np.ndarray]:
             "back_across": (across * np.tile(twice, (2, 1))).T}
 
 
-@lru_cache(maxsize=32)
-def _cached(height: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def _make(height: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     with torch.inference_mode(False):  # whoever asks first, a later training step can save them for its gradient
         return {name: torch.from_numpy(np.ascontiguousarray(factor)).to(device, dtype) for name, factor in _factors(height, width).items()}
 
 
+def keep_factors(height: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The factors for one grid, made once. A compiler finds those that are kept; others its code would make on the CPU at every call."""
+    key = (height, width, dtype, device)
+    if key not in _KEPT:
+        if len(_KEPT) >= 32:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = _make(*key)
+    return _KEPT[key]
+
+
 def _products(height: int, width: int, like: Tensor) -> dict[str, Tensor]:
-    """The factors as tensors, kept between calls; not while a graph is traced, whose tensors belong to the trace."""
-    make = _cached.__wrapped__ if torch.compiler.is_compiling() else _cached
-    return make(height, width, like.dtype, like.device)
+    """The factors as tensors, kept between calls; made within an exported graph, whose tensors belong to the trace."""
+    key = (height, width, like.dtype, like.device)
+    if torch.compiler.is_compiling():
+        return _KEPT[key] if key in _KEPT and not torch.compiler.is_exporting() else _make(*key)
+    return keep_factors(*key)
 
 
 def _left(matrix: Tensor, x: Tensor) -> Tensor:

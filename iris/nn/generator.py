@@ -216,7 +216,7 @@ class Generator(nn.Module):
         """The prelude, once for each z_t [B, C, h, w] and t [B]; it does not know the prompt, so the passes of guidance share it."""
         condition = self.time(t * 1000.0)
         x = self.input(z_t).permute(0, 2, 3, 1)
-        x = x + grid_positions(*x.shape[1:], self.config.latent_size).to(x)
+        x = x + grid_positions(*x.shape[1:], self.config.latent_size, x.device).to(x)
         for block in self.prelude:
             x = block(x, condition)
         x = normalize(x)

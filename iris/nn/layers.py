@@ -21,13 +21,13 @@ def sinusoid(value: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(value.dtype)
 
 
-def grid_positions(height: int, width: int, dim: int, native: int) -> Tensor:
+def grid_positions(height: int, width: int, dim: int, native: int, device: torch.device | None = None) -> Tensor:
     """Fixed 2-D sinusoidal positions [height, width, dim]: half the channels tell the row, half the column.
 
     Coordinates are those of the native grid, so that a larger picture sees the same range more finely.
     """
     def axis(length: int) -> Tensor:
-        coordinates = (torch.arange(length, dtype=torch.float32) + 0.5) * (native / length)
+        coordinates = (torch.arange(length, dtype=torch.float32, device=device) + 0.5) * (native / length)
         return sinusoid(coordinates, dim // 2, max_period=100.0)
 
     rows, columns = axis(height), axis(width)
