@@ -36,7 +36,6 @@ from iris.rng import rng_for
 from iris.runs import Run
 from iris.step_checkpoints import latest_checkpoint, prune_checkpoints, step_folder
 from iris.training.batches import each_tensor
-from iris.training.graphs import GraphedGradients
 from iris.training.guard import Guard, TrainingError
 from iris.training.losses import T_BINS, LossOutput
 from iris.training.optimizer import OPTIMIZERS, build_optimizer
@@ -50,8 +49,7 @@ OnLog = Callable[[dict[str, Any]], None]
 class TrainConfig:
     """How long and how to train. `minutes` > 0 ends a run by the clock, with a checkpoint; it never changes a step.
 
-    compile: make the generator's blocks anew for the device at hand (torch.compile), a minute or so, and on a GPU record whole
-    steps as CUDA graphs: for long runs there.
+    compile: make the generator's blocks anew for the device at hand (torch.compile), a minute or so, for long runs on a GPU.
     """
 
     train_steps: int = 1000
@@ -193,16 +191,13 @@ class _Session:
         self.raw_optimizer = build_optimizer(module, train.learning_rate, train.weight_decay, train.optimizer)
         self.optimizer = self.accelerator.prepare(self.raw_optimizer)
         self.average = AveragedModel(self.module, multi_avg_fn=ema_update(train.ema_decay))
-        self.gradients: Callable[[Callable, Any], LossOutput] = self._gradients
         if train.compile:
             compile_blocks(self.module)  # after the average was copied off, which is only ever evaluated
-            if self.accelerator.device.type == "cuda":
-                self.gradients = GraphedGradients(self._gradients, self.parameters)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.guard = Guard()
         self.anchor: int | None = None  # the step of the checkpoint to roll back to
         self.best: dict[str, Any] | None = None  # {"step", "held_out_loss"} of the best checkpoint
-        self.drawing = Lock()  # a loss knows one step at a time, and a draw on its way to the GPU must not cross a recording
+        self.drawing = Lock()  # a loss knows one step at a time
         self._saved: int | None = None
 
     @property
@@ -309,19 +304,13 @@ class _Session:
             parameter.grad = _laid_out(piece.view(parameter.shape), parameter)
         return tuple(mean.tolist())
 
-    def _gradients(self, loss: Callable, draw: Any) -> LossOutput:
-        """The loss of a drawn batch, and its gradient in every parameter."""
-        with self.accelerator.autocast():
-            output = loss(self.module, draw)
-        self.accelerator.backward(output.loss)
-        return output
-
     def update(self, loss: Callable, draw: Any) -> tuple[LossOutput, float]:
         """One optimizer step on a drawn batch; a step whose loss or gradient is not finite, or whose loss is a spike, changes nothing."""
         for group in self.raw_optimizer.param_groups:
             group["lr"] = self.train.rate(self.step)
-        with self.drawing:
-            output = self.gradients(loss, draw)
+        with self.accelerator.autocast():
+            output = loss(self.module, draw)
+        self.accelerator.backward(output.loss)
         mean, unweighted = self._average_over_processes(output)
         if not (math.isfinite(mean) and self.guard.trusts(unweighted)):  # its gradient may be finite: x^2 overflows before 2x
             self.parameters[0].grad = torch.full_like(self.parameters[0], math.nan)
@@ -341,14 +330,14 @@ class _Session:
         return replace(output, loss=torch.tensor(mean)), norm  # what is logged is the whole batch's
 
 
-def compile_blocks(module: nn.Module) -> None:
+def compile_blocks(module: nn.Module, backend: str | Callable = "inductor") -> None:
     """Compile the blocks of a generator in place, each kind once: whole iterations would be made anew for every depth."""
     if isinstance(module, Generator):
         side, weight = module.config.latent_size // module.config.core_stride, module.output.weight
         keep_factors(side, side, weight.dtype, weight.device)
     for block in module.modules():
         if isinstance(block, (CoreLayer, ConvBlock, CodaBlock)):
-            block.compile(dynamic=False)
+            block.compile(dynamic=False, backend=backend)
 
 
 def _make_draw(session: _Session, batches: Callable[[int], Any], loss: Any, step: int, purpose: int) -> Any:
@@ -356,7 +345,8 @@ def _make_draw(session: _Session, batches: Callable[[int], Any], loss: Any, step
     with session.drawing:
         if hasattr(loss, "at_step"):
             loss.at_step(step if purpose == DRAW else None)
-        return session.place(loss.draw(session.module, batch, rng_for(session.train.seed, purpose, step)))
+        draw = loss.draw(session.module, batch, rng_for(session.train.seed, purpose, step))
+    return session.place(draw)
 
 
 class _Draws:

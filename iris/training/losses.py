@@ -250,12 +250,14 @@ class ConsistencyLoss(RectifiedFlowLoss):
     """Consistency distillation in rectified-flow coordinates: f(z, t) = z - t v(z, t), for which f(z, 0) = z by itself.
 
     z_r is one guided Euler step of the teacher from z_t; the student's f at t is pulled to its own stop-gradient f at r
-    (same depth), by the pseudo-Huber distance sqrt(|x|^2 + c^2) - c with c = 0.00054 sqrt(D) (iCT,
-    2310.14189). Guidance is inside the student, so it needs no null pass.
+    (same depth), by the pseudo-Huber distance sqrt(|x|^2 + c^2) - c with c = `huber` sqrt(D) (iCT,
+    2310.14189, has 0.00054; a larger one is softer on pairs that nearly agree). Guidance is inside the student, so it needs no null pass.
     """
 
-    def __init__(self, teacher: Generator, guidance_scale: float, stages: int = 4, steps_per_stage: int = 1000, **options) -> None:
+    def __init__(self, teacher: Generator, guidance_scale: float, stages: int = 4, steps_per_stage: int = 1000, huber: float = 0.00054,
+                 **options) -> None:
         super().__init__(caption_dropout=0.0, warm_start=0.0, **options)
+        self.huber = huber
         self.teacher = teacher.eval().requires_grad_(False)
         self.guidance_scale, self.stages, self.steps_per_stage, self.stage = guidance_scale, stages, steps_per_stage, 0
 
@@ -289,21 +291,21 @@ class ConsistencyLoss(RectifiedFlowLoss):
             target = velocity_to_data(z_r, velocity, draw.r)
         velocity, early = self._read(module, z_t, draw.t, context, draw)
         jump = velocity_to_data(z_t, velocity, draw.t)
-        distance = _pseudo_huber(jump, target)
+        distance = _pseudo_huber(jump, target, self.huber)
         # A pair that lies closer together must agree more closely (iCT's 1 / (t - r), bounded).
         weight = 1 / (draw.t - draw.r).clamp_min(0.05) / math.sqrt(jump[0].numel())
         per_sample, logs = weight * distance, {"pair_distance": distance.mean().detach()}
         if early is not None:
             jump_early = velocity_to_data(z_t, early, draw.t)
-            apart = _pseudo_huber(jump_early, jump.detach())
+            apart = _pseudo_huber(jump_early, jump.detach(), self.huber)
             per_sample = per_sample + self.exit_weight * weight * apart
             logs["exit_apart"] = apart.mean().detach()
         return LossOutput(per_sample.mean(), distance.detach(), logs,
                           {"t": t_bin(draw.t), "depth": torch.full((len(draw.t),), draw.depth, device=draw.t.device)})
 
 
-def _pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
-    """sqrt(|a - b|^2 + c^2) - c per sample with c = 0.00054 sqrt(D) (iCT, 2310.14189), [B]."""
+def _pseudo_huber(a: Tensor, b: Tensor, huber: float) -> Tensor:
+    """sqrt(|a - b|^2 + c^2) - c per sample with c = `huber` sqrt(D) (iCT, 2310.14189), [B]."""
     error = (a - b).flatten(1)
-    c = 0.00054 * math.sqrt(error.shape[1])
+    c = huber * math.sqrt(error.shape[1])
     return (error.square().sum(1) + c**2).sqrt() - c
