@@ -20,7 +20,7 @@ from iris.evaluation.style import BLUE, ORANGE, PATHS, evenly
 MAX_SECTIONS = 8  # solver steps shown: a long drawing shows some, evenly spread
 NOTE = (
     '<p class="film-note">Each column is one turn of the core. The map over the picture tells which path carried each place, the bar '
-    "below it how much every path added, and the last row how far the turn still moved the state{settled}.</p>"
+    "below it how much every path added, and the last row how far the turn moved the token that it moved most{settled}.</p>"
 )
 MIDDLE = (243, 239, 234)
 GAP = 2  # transparent pixels between two frames of a strip
@@ -58,7 +58,7 @@ def gate_frame(picture: Image.Image, gate: np.ndarray, reach: float) -> Image.Im
 
 def _step_html(trace: Trace, step: int, reach: float, settled: float, opened: bool) -> str:
     pictures = [Image.fromarray(picture) for picture in trace.previews[step]]
-    gates, shares, changes = trace.gates[step], trace.shares[step].mean((2, 3)), trace.changes[step].mean((1, 2))
+    gates, shares, changes = trace.gates[step], trace.shares[step].mean((2, 3)), trace.changes[step].max((1, 2))
     count = len(pictures)
     rows = [_label("iteration")]
     rows += [f'<span class="number">{index + 1}</span>' for index in range(count)]

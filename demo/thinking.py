@@ -157,8 +157,8 @@ def scrub_html(thought: Thought) -> str:
 
 
 def convergence_svg(thought: Thought) -> str:
-    """Mean change of the state by iteration, one line a step, with a dot where automatic depth stopped."""
-    changes = thought.trace.changes.mean((2, 3))
+    """Change of the token that moves most by iteration, one line a step, with a dot where automatic depth stopped."""
+    changes = thought.trace.changes.max((2, 3))
     lines = []
     for step, row in enumerate(changes):
         stop = thought.stops[step] if step < len(thought.stops) else 0
@@ -171,7 +171,7 @@ def convergence_svg(thought: Thought) -> str:
         x, low, high = scale.x(1), scale.y(scale.low), scale.y(scale.high)
         return f'<line class="cursor" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" style="--w:{width:.2f}px"/>'
 
-    chart = line_chart(lines, f"Change of the state by iteration; automatic depth stopped at {stopped}", "iteration", "change of the state", thought.threshold, cursor)
+    chart = line_chart(lines, f"Change of the state by iteration; automatic depth stopped at {stopped}", "iteration", "largest change of a token", thought.threshold, cursor)
     return (f'<figure class="curve">{chart}<figcaption>How far each turn still moves the state<small>one line a step, the chosen one strong; '
             f"dots: where automatic stops, below {thought.threshold:g} (iterations {stopped})</small></figcaption></figure>")
 

@@ -41,7 +41,7 @@ class SamplingDefaults:
     num_iterations: int | str = 8
     guidance_scale: float = 3.0
     sampler: str = "euler"
-    exit_threshold: float = 0.03  # of "auto": relative change of the state
+    exit_threshold: float = 0.1  # of "auto": relative change of the token that moves most
     carry_state: bool = False
 
 

@@ -65,7 +65,7 @@ class GuidedVelocity:
     """The generator as a velocity field: text, classifier-free guidance (2207.12598) and depth bound in.
 
     v = v_null + guidance_scale * (v_text - v_null); at guidance_scale 1 the null pass is skipped. `num_iterations` is a
-    number or "auto": each sample stops when its state's relative change falls below `threshold`, between
+    number or "auto": each sample stops when no token's relative change reaches `threshold`, between
     `min_iterations` (1 where the state was carried over) and `max_iterations`. `spent` collects the iterations used by each sample, one [B] tensor a call.
 
     With `carry_state` the core starts each call from the state it left the call before with (FPDM, 2401.08741), the first
@@ -74,7 +74,7 @@ class GuidedVelocity:
     """
 
     def __init__(self, generator: Generator, context: TextContext, null_context: TextContext | None = None, guidance_scale: float = 1.0,
-                 num_iterations: int | str = 8, min_iterations: int = 2, max_iterations: int = 16, threshold: float = 0.03,
+                 num_iterations: int | str = 8, min_iterations: int = 2, max_iterations: int = 16, threshold: float = 0.1,
                  carry_state: bool = False, state: Tensor | None = None, max_core_passes: int | None = None, num_calls: int = 1) -> None:
         self.generator = generator
         self.guided = guidance_scale != 1.0 and null_context is not None

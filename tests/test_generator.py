@@ -128,10 +128,10 @@ def test_recording_shows_every_grfm_layer_and_changes_nothing(generator64: Gener
     assert next(attention.iterate(attention.embed(z, t), context, 1, record=True)).maps is None
 
 
-def test_relative_change_is_the_mean_over_tokens() -> None:
+def test_relative_change_is_that_of_the_token_that_moves_most() -> None:
     old = torch.tensor([[[[3.0, 4.0], [0.0, 1.0]]]])
     new = torch.tensor([[[[6.0, 8.0], [0.0, 1.0]]]])
-    assert relative_change(new, old).tolist() == [0.25]
+    assert relative_change(new, old).tolist() == [0.5]
     assert relative_change(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2)).tolist() == [0.0]
 
 

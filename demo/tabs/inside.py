@@ -173,7 +173,7 @@ def _inspect_endpoint(model: LoadedModel, look: Callable[[GenerationRequest], It
         Returns:
             The request, with the seed used; timesteps of every step (1 is noise, 0 the picture); gates
             [step][iteration][layer][row][column] from 0 (recurrence) to 1 (Fourier); shares [step][iteration][layer] of the
-            Fourier, recurrent and spatial path; changes [step][iteration], the relative change of the core's state.
+            Fourier, recurrent and spatial path; changes [step][iteration], the relative change of the token that moves most.
         """
         request = _parse(prompt, negative_prompt, seed, num_steps, num_iterations, guidance_scale)
         for result in look(request):
@@ -181,7 +181,7 @@ def _inspect_endpoint(model: LoadedModel, look: Callable[[GenerationRequest], It
                 **request.to_dict(),
                 "timesteps": [round(float(t), 4) for t in result.timesteps],
                 "gates": result.gates.round(3).tolist(), "shares": result.shares.mean((3, 4)).round(4).tolist(),
-                "changes": result.changes.mean((2, 3)).round(5).tolist(),
+                "changes": result.changes.max((2, 3)).round(5).tolist(),
             }
 
     gr.api(inspect, api_name="inspect", concurrency_id=MODEL_QUEUE)

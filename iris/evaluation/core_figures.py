@@ -141,11 +141,11 @@ def _draw_change_by_step(figure: SubFigure, trace: Trace, threshold: float | Non
     axes = figure.subplots()
     turns = np.arange(1, trace.num_iterations + 1)
     for index, colour in zip(range(trace.num_steps), matplotlib.colormaps["cividis"](np.linspace(0, 0.9, trace.num_steps)), strict=True):
-        axes.plot(turns, trace.changes[index].mean((1, 2)), color=colour, marker="o", markersize=3.5,
+        axes.plot(turns, trace.changes[index].max((1, 2)), color=colour, marker="o", markersize=3.5,
                   label=f"step {index + 1}, t = {trace.timesteps[index]:.2f}")
     if threshold:
         axes.axhline(threshold, color=GREY, linestyle=(0, (4, 3)), linewidth=1, label=f"automatic exit at {threshold:g}")
-    axes.set(xlabel="core iteration", ylabel="mean relative change", yscale="log", xticks=iteration_ticks(len(turns)))
+    axes.set(xlabel="core iteration", ylabel="largest relative change", yscale="log", xticks=iteration_ticks(len(turns)))
     if trace.num_steps <= 8:
         axes.legend(ncols=2)
 
@@ -171,7 +171,7 @@ def overthinking_curve(result: Overthinking) -> Figure:
 
 
 def convergence_curves(result: Convergence, threshold: float | None = None) -> Figure:
-    """How the state settles: mean relative change by iteration over many pictures, one line a sampling step (band: 10 to 90 %)."""
+    """How the state settles: relative change of the token that moves most by iteration over many pictures, one line a sampling step (band: 10 to 90 %)."""
     turns = np.arange(1, result.changes.shape[2] + 1)
     with drawing_style():
         figure = new_figure(7.2, 4.2, f"How fast the state settles ({len(result.changes)} pictures)")
@@ -184,7 +184,7 @@ def convergence_curves(result: Convergence, threshold: float | None = None) -> F
         if threshold:
             axes.axhline(threshold, color=GREY, linestyle=(0, (4, 3)), linewidth=1, label=f"automatic exit ({threshold:g})")
         mark_position(axes, result.trained_depth, "least depth in training")
-        axes.set(xlabel="core iteration", ylabel="relative change of the state", yscale="log", xticks=iteration_ticks(len(turns)))
+        axes.set(xlabel="core iteration", ylabel="largest relative change of a token", yscale="log", xticks=iteration_ticks(len(turns)))
         plain_ticks(axes.yaxis)
         figure.legend(ncols=5, loc="outside lower center", columnspacing=1.2)
     return figure

@@ -161,7 +161,7 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
                         guidance_scale: float | None = None, carry_state: bool = False) -> Calibration:
     """The largest threshold of "auto" whose pictures lie as close to those of `deep` iterations as those of `fixed` iterations do,
 
-    found to 5 % by halving on a logarithmic scale from 0.003 to 0.3; 0.003 where none is close enough.
+    found to 5 % by halving on a logarithmic scale from 0.01 to 1; 0.01 where none is close enough.
 
     Distances are medians over pictures of the root mean square between final latents. With `carry_state` "auto" and the fixed depth
     carry their state from step to step; the deep core never does. The pipeline's defaults are left as they were.
@@ -182,7 +182,7 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
         found, spent = latents("auto")
         return Calibration(pipe.defaults.exit_threshold, distance(found), spent, allowed, fixed)
 
-    close, far = 0.003, 0.3
+    close, far = 0.01, 1.0
     try:
         best = tried(far)
         if best.distance > allowed:

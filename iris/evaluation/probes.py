@@ -86,7 +86,7 @@ class Convergence:
 class Overthinking:
     """Velocity error on known pictures by depth: errors [N, T, I], mean squared, for N pictures, T noise levels, I iterations.
 
-    changes [N, T, I]: mean relative change of the state. trained_depth: the least depth of a training step from zeros.
+    changes [N, T, I]: relative change of the token that moves most. trained_depth: the least depth of a training step from zeros.
     """
 
     timesteps: np.ndarray

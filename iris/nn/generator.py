@@ -68,8 +68,11 @@ class CoreState:
 
 
 def relative_change(new: Tensor, old: Tensor) -> Tensor:
-    """Mean over tokens of ||new - old|| / ||new||, [B]: how far one iteration moved the state."""
-    return ((new - old).norm(dim=-1) / new.norm(dim=-1).clamp_min(1e-12)).flatten(1).mean(1)
+    """The largest of the tokens' ||new - old|| / ||new||, [B]: how far one iteration moved the token that it moved most.
+
+    A mean would call a state still whose background stands and whose second object does not (reports/LOG.md, 2026-11-27).
+    """
+    return ((new - old).norm(dim=-1) / new.norm(dim=-1).clamp_min(1e-12)).flatten(1).amax(1)
 
 
 class TextAdapter(nn.Module):
