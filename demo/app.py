@@ -30,7 +30,7 @@ import gradio as gr  # noqa: E402
 import PIL.Image  # noqa: E402
 
 from demo.limits import visitor_limits  # noqa: E402
-from demo.model import MODELS, LoadedModel, load_pipeline  # noqa: E402
+from demo.model import MODELS, LoadedModel, load_pipeline, shipped_models  # noqa: E402
 from demo.settings import PRIVATE  # noqa: E402
 from demo.tabs import about, between, create, depth, edit, inside, latents, train  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
@@ -102,8 +102,8 @@ def launch_options(host: str, port: int | None, share: bool = False, public: boo
 
 
 def default_model(folder: Path = MODELS) -> Path:
-    """The first model folder in demo/models; SystemExit with a sentence when there is none."""
-    found = sorted(path.parent for path in folder.glob("*/config.json")) if folder.is_dir() else []
+    """The model of demo/models that the demo starts on; SystemExit with a sentence when there is none."""
+    found = shipped_models(folder)
     if not found:
         raise SystemExit("No model in demo/models: train one (see README.md) or pass --model FOLDER or --model ORG/NAME.")
     return found[0]
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, load the model, serve until interrupted."""
     on_space = bool(os.environ.get("SPACE_ID"))
     parser = argparse.ArgumentParser(prog="python -m demo.app", description="Serve the IRIS page.")
-    parser.add_argument("--model", default=os.environ.get("IRIS_MODEL"), help="a model folder or a Hub id (default: $IRIS_MODEL, else the first folder in demo/models)")
+    parser.add_argument("--model", default=os.environ.get("IRIS_MODEL"), help="a model folder or a Hub id (default: $IRIS_MODEL, else iris-tiny-emoji of demo/models, else its first)")
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"))
     parser.add_argument("--host", default="0.0.0.0" if on_space else "127.0.0.1")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's tunnel; implies --public")

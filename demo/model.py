@@ -14,6 +14,7 @@ from iris.prompts import without_control
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS, RUNS = ROOT / "demo" / "models", ROOT / "runs"
+FIRST = "iris-tiny-emoji"
 MAX_SOURCE = 300  # characters of a folder or hub id
 
 
@@ -93,11 +94,15 @@ def on_zero_gpu() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
+def shipped_models(folder: Path = MODELS) -> list[Path]:
+    """Model folders in demo/models, the one that the demo starts on first."""
+    return sorted((path.parent for path in folder.glob("*/manifest.json")), key=lambda model: (model.name != FIRST, model.name))
+
+
 def folders_on_disk(models: Path | None = None, runs: Path | None = None) -> list[Path]:
     """Model folders in demo/models, then those of finished runs, the newest first. Stage-1 folders, which cannot draw, are left out."""
-    shipped = sorted(path.parent for path in (models or MODELS).glob("*/manifest.json"))
     trained = [path.parent for path in (runs or RUNS).glob("**/pipeline/manifest.json") if "generator" in path.read_text(encoding="utf-8")]
-    return shipped + sorted(trained, key=lambda folder: (folder / "manifest.json").stat().st_mtime, reverse=True)
+    return shipped_models(models or MODELS) + sorted(trained, key=lambda folder: (folder / "manifest.json").stat().st_mtime, reverse=True)
 
 
 def shown_name(folder: Path) -> str:

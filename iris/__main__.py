@@ -1,7 +1,7 @@
 """One picture from the command line:
 
     python -m iris "a red circle" -o circle.png
-    python -m iris "red apple" --model demo/models/iris-emoji --seed 7 --num-iterations auto
+    python -m iris "red apple" --model demo/models/iris-tiny-emoji --seed 7 --num-iterations auto
 """
 
 from __future__ import annotations

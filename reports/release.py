@@ -19,11 +19,11 @@ import typer
 from PIL import Image
 
 from iris.config import IRISConfig, preset
-from iris.data import check_scene, load_dataset_by_name, parse_caption
+from iris.data import check_scene, emoji_of, load_dataset_by_name, parse_caption
 from iris.data.emoji import PACKS
 from iris.evaluation.drawing import Features
 from iris.evaluation.figures import image_grid, save_figure
-from iris.evaluation.neighbours import retrieve
+from iris.evaluation.neighbours import Gallery, retrieve
 from iris.nn.generator import parameter_count
 from iris.pipeline import IRISPipeline
 
@@ -42,9 +42,10 @@ def contact_sheet(pipe: IRISPipeline, source: str, features: Features | None = N
     Art: captions of the first 64 training pictures, which lie in a shuffled order; best is what is found first among all art
     of its style. Scenes: the prompts above; best is what most of four seeds draw right.
     """
-    art = next((part.split("*")[0] for part in source.split("+") if part.startswith("emoji")), None)
+    art = emoji_of(source)
     if art is not None:
-        found = retrieve(pipe, *(load_dataset_by_name(art, pipe.image_size, split) for split in ("train", "all")), 64, features)
+        queries, art = (load_dataset_by_name(art, pipe.image_size, split) for split in ("train", "all"))
+        found = retrieve(pipe, queries, Gallery(art, features), 64)
         return [item.prompt for item in found], [item.image for item in found], [item.prompt for item in sorted(found, key=lambda item: item.rank)[:EXAMPLES]]
     prompts = list(SCENES + MORE_SCENES)
     drawn = [pipe(prompts, seed=[seed] * len(prompts)).images for seed in range(4)]
@@ -68,7 +69,7 @@ def data_lines(source: str) -> list[str]:
                 lines.append(f"{pack}: {PACKS[pack].licence}, from the npm package {package.name} {package.version}")
         else:
             raise typer.BadParameter(f"{part} has no licence that is known here; only scenes and emoji packs are released.")
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _interval(entry: dict[str, Any]) -> str:
@@ -154,7 +155,8 @@ _READ = {"scenes": "`scenes.KIND.right` is the share of held-out captions of tha
                    "`scenes.KIND.colour` the share with the right colours, `scenes.relation.sides` the share on their right sides among those whose objects are right and stand on the axis asked for (chance: a half), "
                    "and `ceiling` what the autoencoder alone would allow.",
          "emoji": "`retrieval_SPLIT.top_5` is the share of drawn pictures whose own concept is among the five most alike in all art of the asked style; `held_out_pairs` are "
-                  "concepts that were trained in another style only, and `ceiling` is what real art of that other style reaches."}
+                  "concepts that were trained in another style only, and `ceiling` is what real art of that other style reaches. `copies.copied` is the share of pictures drawn from "
+                  "training captions that copy a training picture (three times nearer to it than to any other, after Yoon et al. 2023), `unseen_copied` that of real pictures that were never trained on."}
 
 
 def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any], depth: dict[str, Any] | None = None, note: str = "") -> str:

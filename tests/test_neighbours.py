@@ -10,7 +10,7 @@ from oracles import Art, Oracle, pixel_features
 from iris.data import Scenes
 from iris.evaluation import neighbours
 from iris.evaluation.drawing import QualityError
-from iris.evaluation.neighbours import nearest_training, retrieval
+from iris.evaluation.neighbours import Gallery, nearest_training, retrieval
 from iris.evaluation.quality import to_plain
 
 # ---------------------------------------------------------------------------------------------------- retrieval
@@ -19,22 +19,22 @@ from iris.evaluation.quality import to_plain
 def test_retrieval_finds_the_concept_in_the_asked_style():
     art = Art()
     truth = {item.captions[1]: item.image for item in art.items}   # the caption that names the style
-    found = retrieval(Oracle(truth), art, art, 16, pixel_features)
+    found = retrieval(Oracle(truth), art, Gallery(art, pixel_features), 16)
     assert (found["pictures"], found["gallery"]) == (16, 8)
     assert found["top_1"].value == found["top_5"].value == 1.0
     assert found["ceiling_top_1"].value > 0.8   # the other style of each concept is near
     shuffled = dict(zip(truth, [*list(truth.values())[1:], art.items[0].image], strict=True))
-    wrong = retrieval(Oracle(shuffled), art, art, 16, pixel_features)
+    wrong = retrieval(Oracle(shuffled), art, Gallery(art, pixel_features), 16)
     assert wrong["top_1"].value < 0.2
 
 
 def test_retrieval_without_another_style_has_no_ceiling_and_needs_its_concepts():
     art = Art(("round",))
     truth = {item.captions[1]: item.image for item in art.items}
-    found = to_plain(retrieval(Oracle(truth), art, art, 4, pixel_features))
+    found = to_plain(retrieval(Oracle(truth), art, Gallery(art, pixel_features), 4))
     assert found["pictures"] == 4 and found["ceiling_top_5"]["value"] is None
     with pytest.raises(QualityError, match="gallery"):
-        retrieval(Oracle(truth), Art(("square",)), art, 4, pixel_features)
+        retrieval(Oracle(truth), Art(("square",)), Gallery(art, pixel_features), 4)
 
 
 # ---------------------------------------------------------------------------------------------------- copies

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iris.data import DataError, Example, ImageFolder, Mixture, Scenes, load_dataset_by_name, open_image
+from iris.data import DataError, Example, ImageFolder, Mixture, Scenes, emoji_of, load_dataset_by_name, open_image
+from iris.data.emoji import PACKS
 from iris.data.images import ImageError
 from iris.data.pictures import PixelStore, Record, clean_captions, collect, in_split
 from iris.data.sources import HUB_ENTRIES, _split_mix
@@ -161,6 +162,12 @@ def test_pictures_beyond_the_memory_bound_go_to_a_file(tmp_path, monkeypatch):
     assert isinstance(small._images, np.memmap) and not isinstance(large._images, np.memmap)
     assert all(np.array_equal(small[i].image, large[i].image) and number_of(small[i].image) == i for i in range(40))
     assert PixelStore(16, 0).finish().shape == (0, 16, 16, 3)
+
+
+def test_the_emoji_of_a_mix_are_one_source():
+    assert emoji_of("emoji:fluent-3d*2+emoji:fluent-3d,noto") == "emoji:fluent-3d,noto"
+    assert emoji_of("scenes*2+emoji") == "emoji:openmoji" and emoji_of("scenes:one") is None and emoji_of("folder:/tmp/emoji+x") is None
+    assert emoji_of("emoji:all") == "emoji:" + ",".join(PACKS)
 
 
 def test_held_out_is_one_in_twenty_for_good():

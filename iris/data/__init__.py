@@ -13,7 +13,7 @@ from iris.data.scenes import (
     render_scene,
     sample_scene,
 )
-from iris.data.sources import HUB_ENTRIES, ImageFolder, Mixture, load_dataset_by_name, open_image, streams
+from iris.data.sources import HUB_ENTRIES, ImageFolder, Mixture, emoji_of, load_dataset_by_name, open_image, streams
 from iris.data.uploads import Unpacked, unpack_zip
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Scenes",
     "Unpacked",
     "cache_dir",
+    "emoji_of",
     "caption_scene",
     "check_scene",
     "emoji_packs",

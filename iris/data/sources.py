@@ -102,12 +102,24 @@ def _split_mix(source: str) -> list[tuple[str, float]]:
     return parts
 
 
+def _packs(source: str) -> tuple[str, ...]:
+    """The emoji packs of one source: "emoji:all" -> every one, "emoji" -> OpenMoji."""
+    rest = source.partition(":")[2]
+    return tuple(PACKS) if rest == "all" else tuple(rest.split(",")) if rest else ("openmoji",)
+
+
+def emoji_of(source: str) -> str | None:
+    """The emoji of a mix as one source, each pack once: "scenes+emoji:noto*2+emoji:noto,twemoji" -> "emoji:noto,twemoji"; None without any."""
+    packs = [pack for name, _ in _split_mix(source) if name.partition(":")[0] == "emoji" for pack in _packs(name)]
+    return f"emoji:{','.join(dict.fromkeys(packs))}" if packs else None
+
+
 def _load_part(source: str, size: int, split: str, limit: int | None) -> ImageDataset:
     kind, _, rest = source.partition(":")
     if kind == "scenes":
         return _load_scenes(rest, size, split, limit)
     if kind == "emoji":
-        data = Emoji(size, tuple(PACKS) if rest == "all" else tuple(rest.split(",")) if rest else ("openmoji",), split)
+        data = Emoji(size, _packs(source), split)
         return data if limit is None or limit >= len(data) else Mixture([data], [1.0], limit, name=data.name)
     if source in HUB_ENTRIES:
         return hub_dataset(HUB_ENTRIES[source], size, split, limit, name=source)

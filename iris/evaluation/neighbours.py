@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from iris.data import Example, ImageDataset, load_dataset_by_name
+from iris.data import Example, ImageDataset, emoji_of, load_dataset_by_name
 from iris.evaluation.drawing import Features, QualityError, draw_all, features_by_name, to_tensor
 from iris.evaluation.metrics import bootstrap, retrieval_ranks, share
 from iris.pipeline import IRISPipeline
@@ -44,13 +44,52 @@ class Retrieved:
     gallery: int
 
 
-def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, limit: int = 64, features: Features | None = None,
-              seed: int = 0, batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
+class Gallery:
+    """Real art by style and concept (the first picture of a concept stands for it), with the features of each style, made when first needed.
+
+    Items are named STYLE/CONCEPT by their key; without "/" all have one style.
+    """
+
+    def __init__(self, art: ImageDataset, features: Features | None = None, batch_size: int = 16) -> None:
+        self.art, self.features, self.batch_size = art, features or features_by_name(), batch_size
+        self.styles: dict[str, dict[str, int]] = defaultdict(dict)  # style -> concept -> index
+        for index in range(len(art)):
+            key = art[index].key
+            self.styles[_style(key)].setdefault(_concept(key), index)
+        self._known: dict[str, Tensor] = {}
+
+    def holds(self, key: str) -> bool:
+        """Whether there is a picture of this concept in this style."""
+        return _concept(key) in self.styles.get(_style(key), {})
+
+    def of(self, style: str) -> Tensor:
+        """Features of the pictures of `style`, in the order of `styles`, [N, D]."""
+        if style not in self._known:
+            indices = list(self.styles[style].values())
+            starts = tqdm(range(0, len(indices), self.batch_size), desc=f"gallery {style}", unit="batch", leave=False)
+            self._known[style] = torch.cat([self.features(to_tensor([self.art[index].image for index in indices[start: start + self.batch_size]])) for start in starts])
+        return self._known[style]
+
+    def rank(self, picture: Tensor, key: str) -> int:
+        """Rank (from 1) of the concept of `key` among all art of its style, by likeness to `picture` [D]."""
+        real = self.of(_style(key))
+        # All art has much in common (a thing on white); without the common part similarity speaks of what differs.
+        centre = real.mean(0)
+        return int(retrieval_ranks((picture - centre)[None], real - centre, [list(self.styles[_style(key)]).index(_concept(key))])[0])
+
+    def in_another_style(self, key: str) -> Tensor | None:
+        """Features [D] of the concept of `key` in the first other style that has it; None where there is none."""
+        style = next((style for style, places in self.styles.items() if style != _style(key) and _concept(key) in places), None)
+        return None if style is None else self.of(style)[list(self.styles[style]).index(_concept(key))]
+
+
+def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: Gallery, limit: int = 64, seed: int = 0, batch_size: int = 16,
+              **arguments: Any) -> dict[str, Any]:
     """Is the drawn picture closest to the right concept? Shares of `retrieve`'s ranks.
 
     {"pictures", "gallery" (median size), "top_1", "top_5", "ceiling_top_1", "ceiling_top_5"}; chance is about 5 / gallery for the top 5.
     """
-    found = retrieve(pipe, queries, gallery, limit, features, seed, batch_size, **arguments)
+    found = retrieve(pipe, queries, gallery, limit, seed, batch_size, **arguments)
     result: dict[str, Any] = {"pictures": len(found), "gallery": int(np.median([item.gallery for item in found]))}
     ceiling = [item.ceiling for item in found if item.ceiling is not None]
     for name, ranks in (("", [item.rank for item in found]), ("ceiling_", ceiling)):
@@ -61,39 +100,35 @@ def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, 
 
 def art_retrieval(pipe: IRISPipeline, data: str, limit: int = 64, features: Features | None = None, **arguments: Any) -> dict[str, dict[str, Any]]:
     """`retrieval` of training captions and of concepts held out in one style, by split; {} where the source `data` has no emoji."""
-    art = next((part.split("*")[0].strip() for part in data.split("+") if part.strip().startswith("emoji")), None)
+    art = emoji_of(data)
     if not limit or art is None:
         return {}
-    gallery = load_dataset_by_name(art, pipe.image_size, "all")
-    return {split: retrieval(pipe, load_dataset_by_name(art, pipe.image_size, split), gallery, limit, features, **arguments)
-            for split in ("train", "held_out_pairs")}
+    gallery = Gallery(load_dataset_by_name(art, pipe.image_size, "all"), features)
+    return {split: retrieval(pipe, load_dataset_by_name(art, pipe.image_size, split), gallery, limit, **arguments) for split in ("train", "held_out_pairs")}
 
 
-def retrieve(pipe: IRISPipeline, queries: ImageDataset, gallery: ImageDataset, limit: int = 64, features: Features | None = None,
-             seed: int = 0, batch_size: int = 16, **arguments: Any) -> list[Retrieved]:
+def retrieve(pipe: IRISPipeline, queries: ImageDataset, gallery: Gallery, limit: int = 64, seed: int = 0, batch_size: int = 16,
+             **arguments: Any) -> list[Retrieved]:
     """Rank of each drawn picture's own concept among all real art of the asked style.
 
-    Items are named STYLE/CONCEPT by their key (without "/" all have one style). For each of the first `limit` queries a picture
-    is drawn from a caption that names the style, and the gallery's pictures of that style are ordered by cosine similarity of
-    centred features.
+    For each of the first `limit` queries a picture is drawn from a caption that names the style, and the gallery's pictures of that
+    style are ordered by cosine similarity of centred features.
     """
-    features = features or features_by_name()
-    styles = _by_style(gallery)
-    items = [item for item in (queries[index] for index in range(len(queries))) if item.key.rpartition("/")[2] in styles.get(_style(item.key), {})][:limit]
+    items = [item for item in (queries[index] for index in range(len(queries))) if gallery.holds(item.key)][:limit]
     if not items:
-        raise QualityError(f"no picture of {queries.name!r} has its concept and style in the gallery {gallery.name!r}.")
+        raise QualityError(f"no picture of {queries.name!r} has its concept and style in the gallery {gallery.art.name!r}.")
     prompts = [_styled_caption(item) for item in items]
     images = draw_all(pipe, prompts, range(seed, seed + len(items)), batch_size, "retrieval", **arguments)
-    drawn = features(to_tensor(images))
-    known = {style: _features_of(gallery, rows, features, batch_size, style) for style, rows in styles.items()}
     found = []
-    for row, (item, prompt, image) in enumerate(zip(items, prompts, images, strict=True)):
-        style, concept = _style(item.key), item.key.rpartition("/")[2]
-        names, real = known[style]
-        place = names.index(concept)
-        other = next((known[name][1][known[name][0].index(concept)] for name in known if name != style and concept in known[name][0]), None)
-        found.append(Retrieved(prompt, image, _rank(drawn[row], real, place), None if other is None else _rank(other, real, place), len(names)))
+    for item, prompt, image, drawn in zip(items, prompts, images, gallery.features(to_tensor(images)), strict=True):
+        other = gallery.in_another_style(item.key)
+        found.append(Retrieved(prompt, image, gallery.rank(drawn, item.key), None if other is None else gallery.rank(other, item.key),
+                               len(gallery.styles[_style(item.key)])))
     return found
+
+
+def _concept(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _style(key: str) -> str:
@@ -103,28 +138,6 @@ def _style(key: str) -> str:
 def _styled_caption(item: Any) -> str:
     style = _style(item.key).replace("-", " ")
     return next((caption for caption in item.captions if style and style in caption.lower()), item.captions[0])
-
-
-def _by_style(gallery: ImageDataset) -> dict[str, dict[str, int]]:
-    """style -> concept -> index in the gallery; the first picture of a concept stands for it."""
-    styles: dict[str, dict[str, int]] = defaultdict(dict)
-    for index in range(len(gallery)):
-        key = gallery[index].key
-        styles[_style(key)].setdefault(key.rpartition("/")[2], index)
-    return dict(styles)
-
-
-def _features_of(gallery: ImageDataset, rows: dict[str, int], features: Features, batch_size: int, style: str) -> tuple[list[str], Tensor]:
-    indices = list(rows.values())
-    starts = tqdm(range(0, len(indices), batch_size), desc=f"gallery {style}", unit="batch", leave=False)
-    parts = [features(to_tensor([gallery[index].image for index in indices[start: start + batch_size]])) for start in starts]
-    return list(rows), torch.cat(parts)
-
-
-def _rank(query: Tensor, real: Tensor, target: int) -> int:
-    # All art has much in common (a thing on white); without the common part similarity speaks of what differs.
-    centre = real.mean(0)
-    return int(retrieval_ranks((query - centre)[None], real - centre, [target])[0])
 
 
 # ---------------------------------------------------------------------------------------------------- copies
