@@ -98,7 +98,8 @@ def _sizes(quality: dict[str, Any]) -> str:
 def _settings(quality: dict[str, Any]) -> str:
     """The options that drew the pictures of a quality file, as the command takes them."""
     told = quality.get("parameters", {})
-    options = "".join(f" --{name} {count}" for name, count in quality.get("counts", {}).items())
+    options = f" --data {quality['data']}" if quality.get("data") else ""
+    options += "".join(f" --{name} {count}" for name, count in quality.get("counts", {}).items())
     options += "".join(f" --{name.replace('_', '-')} {told[name]:g}" for name in ("num_steps", "num_iterations", "guidance_scale") if isinstance(told.get(name), (int, float)))
     return options + (" --carry-state" if told.get("carry_state") else "")
 
