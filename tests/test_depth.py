@@ -16,6 +16,7 @@ from iris.data import caption_scene, render_scene
 from iris.evaluation.__main__ import app
 from iris.evaluation.depth import (
     EXAM_KINDS,
+    THRESHOLDS,
     DepthExam,
     Outcome,
     Setting,
@@ -23,6 +24,7 @@ from iris.evaluation.depth import (
     cheapest_equal,
     frontier,
     measure_depth,
+    practised_threshold,
 )
 from iris.evaluation.metrics import share
 from iris.evaluation.quality import QualityError, scene_specs
@@ -38,7 +40,8 @@ class NeedsFour:
 
     def __init__(self, count: int) -> None:
         self.metadata = {"training": {"data": "scenes"}}
-        self.truth = {caption_scene(spec)[0]: spec for specs in scene_specs(64, count, EXAM_KINDS).values() for spec in specs}
+        seen = [scene_specs(64, count, EXAM_KINDS, seed=seed) for seed in (0, 1)]  # the exam's scenes and those to practise on
+        self.truth = {caption_scene(spec)[0]: spec for specs in seen for kind in specs.values() for spec in kind}
 
     def __call__(self, prompts, seed, num_steps, num_iterations, carry_state, guidance_scale):
         spent = [4 + 2 * bool(self.truth[prompt].facts.relation) if num_iterations == "auto" else num_iterations for prompt in prompts]
@@ -96,6 +99,20 @@ def test_a_calibrated_threshold_draws_as_closely_as_the_fixed_depth(pipe: IRISPi
     distance, allowed = (float(np.median((part - deep).square().flatten(1).mean(1).sqrt())) for part in (automatic.latents, fixed))
     assert found.distance == pytest.approx(distance, rel=1e-5) and found.fixed_distance == pytest.approx(allowed, rel=1e-5)
     assert distance <= allowed and found.iterations == pytest.approx(np.mean(automatic.iterations))
+
+
+def test_the_threshold_is_the_largest_that_draws_practice_scenes_as_well_as_the_fixed_depth() -> None:
+    """A model that is right from four iterations on, and whose "auto" takes four below a threshold of a half, two above."""
+    class Hasty(NeedsFour):
+        def __call__(self, *args, num_iterations, **kwargs):
+            given = (4 if self.defaults.exit_threshold < 0.5 else 2) if num_iterations == "auto" else num_iterations
+            return super().__call__(*args, num_iterations=given, **kwargs)
+
+    practice = DepthExam(Hasty(4), count=4).practice()
+    assert practice.specs != DepthExam(Hasty(4), count=4).specs
+    assert practised_threshold(practice, Setting(3, "auto"), Setting(3, 4)) == max(value for value in THRESHOLDS if value < 0.5)
+    assert practised_threshold(practice, Setting(3, "auto"), Setting(3, 2)) == THRESHOLDS[0]  # nothing is lost where the fixed depth is wrong too
+    assert practice.pipe.defaults.exit_threshold == SamplingDefaults().exit_threshold
 
 
 def test_everything_is_measured_and_told_on_the_card(pipe: IRISPipeline) -> None:

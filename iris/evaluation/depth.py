@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ Grid = tuple[tuple[int, ...], tuple[int, ...]]  # steps and iterations of the ma
 GRID: Grid = ((2, 4, 8, 16), (1, 2, 4, 8))
 STUDENT_GRID: Grid = ((1, 2, 4), (2, 4, 8, 16))
 CARRIED_DEPTHS = (1, 2, 3, 4, 6)  # a carried state needs fewer
+THRESHOLDS = (1.0, 0.84, 0.71, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.21, 0.18, 0.15, 0.12, 0.1)  # of "auto", tried on practice scenes
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class DepthExam:
         """count: held-out scenes of each of EXAM_KINDS, for a model that knows scenes; samples: held-out captions for the kernel distance."""
         source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
         self.pipe, self.seed, self.batch_size, self.guidance_scale = pipe, seed, batch_size, guidance_scale
-        self.specs = scene_specs(pipe.image_size, count, EXAM_KINDS) if count and "scenes" in source else {}
+        self.source, self.count = source, count
+        self.specs = scene_specs(pipe.image_size, count, EXAM_KINDS, seed=seed) if count and "scenes" in source else {}
         self.features: Features | None = features_by_name(batch_size=batch_size) if samples else None
         self.captions: list[str] = []
         if samples:
@@ -91,6 +94,10 @@ class DepthExam:
     def _real(self, dataset: ImageDataset, number: int) -> tuple[list[str], torch.Tensor]:
         items = [dataset[int(index)] for index in np.random.default_rng(self.seed).permutation(len(dataset))[:number]]
         return [item.captions[0] for item in items], self.features(to_tensor([item.image for item in items]))
+
+    def practice(self) -> DepthExam:
+        """As many other scenes of the same kinds: what is chosen on these may be judged by the exam's own."""
+        return DepthExam(self.pipe, self.count, 0, self.source, self.seed + 1, self.batch_size, self.guidance_scale)
 
     def take(self, setting: Setting, pipe: IRISPipeline | None = None) -> Outcome:
         """Draw everything with `setting` and judge it; another `pipe` is asked the same captions and seeds."""
@@ -206,7 +213,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student),
     fresh and with the state carried from step to step, and the share of core passes that carrying saves; where it saves any,
     "carry_state" holds and the rest is drawn so. "matrix" of steps x iterations with the "frontier" that follows. "automatic": the
-    calibrated threshold, and auto beside "cheapest_fixed", the cheapest of the "fixed" depths of equal quality: as many steps, their state carried
+    threshold chosen on practice scenes (by distances where there are none), and auto beside "cheapest_fixed", the cheapest of the "fixed" depths of equal quality: as many steps, their state carried
     where auto carries its own. "teacher": what a student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given.
     """
     student = pipe.defaults.sampler == "consistency"
@@ -221,7 +228,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
     alike = [exam.take(Setting(num_steps, depth, True)) for depth in CARRIED_DEPTHS] if carry else by_iterations
     fixed = cheapest_equal(alike)
-    calibration, automatic = _automatic(exam, num_steps, fixed, carry)
+    threshold, automatic = _automatic(exam, num_steps, fixed, carry)
     return {
         "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions)}, "seed": seed,
         "trained_iterations": pipe.config.generator.mean_iterations,
@@ -230,20 +237,45 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "fixed": [_plain(outcome) for outcome in alike], "cheapest_fixed": _plain(fixed),
         "carried": {"num_steps": carried_steps, "fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
         "matrix": [_plain(outcome) for outcome in drawn], "frontier": frontier(drawn, num_steps),
-        "automatic": asdict(calibration) | {"outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
-                                            "equal": automatic.at_least(max(alike, key=lambda outcome: outcome.quality))},
+        "automatic": {"threshold": threshold, "outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
+                      "equal": automatic.at_least(max(alike, key=lambda outcome: outcome.quality))},
     } | ({"teacher": _plain(exam.take(Setting(32, 8), teacher))} if teacher else {})
 
 
-def _automatic(exam: DepthExam, num_steps: int, fixed: Outcome, carry_state: bool) -> tuple[Calibration, Outcome]:
-    """The threshold that loses no more than `fixed` does, and what "auto" gives with it."""
-    pipe, mean = exam.pipe, exam.pipe.config.generator.mean_iterations
-    prompts = [caption_scene(spec)[0] for kinds in zip(*exam.specs.values(), strict=True) for spec in kinds][:32] or exam.captions[:32]
-    seeds = range(exam.seed, exam.seed + len(prompts))
-    calibration = calibrate_threshold(pipe, prompts, seeds, num_steps, int(fixed.setting.num_iterations), 2 * mean, exam.guidance_scale, carry_state)
-    kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, exit_threshold=calibration.threshold)
+def _automatic(exam: DepthExam, num_steps: int, fixed: Outcome, carry_state: bool) -> tuple[float, Outcome]:
+    """The threshold that loses nothing beside `fixed`, and what "auto" gives with it."""
+    pipe, setting = exam.pipe, Setting(num_steps, "auto", carry_state)
+    if exam.specs:
+        threshold = practised_threshold(exam.practice(), setting, fixed.setting)
+    else:
+        prompts = exam.captions[:32]
+        seeds = range(exam.seed, exam.seed + len(prompts))
+        threshold = calibrate_threshold(pipe, prompts, seeds, num_steps, int(fixed.setting.num_iterations), 2 * pipe.config.generator.mean_iterations,
+                                        exam.guidance_scale, carry_state).threshold
+    with _threshold(pipe, threshold):
+        return threshold, exam.take(setting)
+
+
+def practised_threshold(practice: DepthExam, automatic: Setting, fixed: Setting) -> float:
+    """The largest of THRESHOLDS with which `automatic` draws as many of these scenes right as `fixed` does; the least where none does.
+
+    Right answers, not distances: two good pictures of a caption can lie far apart, and a picture near to another can lack an
+    object (a threshold chosen by distances drew a tenth fewer scenes right, reports/LOG.md, 2026-11-27).
+    """
+    wanted = practice.take(fixed).right["every"].value
+    for threshold in THRESHOLDS:
+        with _threshold(practice.pipe, threshold):
+            if practice.take(automatic).right["every"].value >= wanted:
+                break
+    return threshold
+
+
+@contextmanager
+def _threshold(pipe: IRISPipeline, threshold: float) -> Iterator[None]:
+    """The pipeline with another exit threshold for a while."""
+    kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, exit_threshold=threshold)
     try:
-        return calibration, exam.take(Setting(num_steps, "auto", carry_state))
+        yield
     finally:
         pipe.defaults = kept
 
