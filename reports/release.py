@@ -90,7 +90,7 @@ def _estimates(quality: dict[str, Any], path: str = "") -> list[tuple[str, str]]
 
 def _sizes(quality: dict[str, Any]) -> str:
     """How many pictures each section of a quality file rests on."""
-    counts = {name: section["pictures"] for name, section in quality.items() if isinstance(section, dict) and "pictures" in section}
+    counts = {name: section["pictures"] for name, section in quality.items() if name != "counts" and isinstance(section, dict) and "pictures" in section}
     counts |= {f"scenes.{kind}": entry["pictures"] for kind, entry in quality.get("scenes", {}).items() if isinstance(entry, dict) and "pictures" in entry}
     return ", ".join(f"{name} {count}" for name, count in counts.items()) + " pictures"
 
