@@ -14,7 +14,7 @@ from iris.prompts import without_control
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS, RUNS = ROOT / "demo" / "models", ROOT / "runs"
-FIRST = "iris-tiny-emoji"
+FIRST = "iris-tiny-emoji"  # what the demo starts on and lists first
 MAX_SOURCE = 300  # characters of a folder or hub id
 
 
