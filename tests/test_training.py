@@ -59,7 +59,7 @@ def flow_setup() -> tuple:
 
 
 def distillation_setup() -> tuple:
-    loss = ConsistencyLoss(build_generator(NANO), 3.0, steps_per_stage=3)
+    loss = ConsistencyLoss(build_generator(NANO), 3.0, teacher_steps=3)
     return build_generator(NANO), LatentBatches(latents(), 4, 0), loss
 
 

@@ -41,6 +41,11 @@ class TextContext:
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None
 
+    def each(self, times: int) -> TextContext:
+        """Every prompt `times` over, before the next one."""
+        keys_values = tuple((key.repeat_interleave(times, 0), value.repeat_interleave(times, 0)) for key, value in self.keys_values)
+        return TextContext(keys_values, None if self.mask is None else self.mask.repeat_interleave(times, 0))
+
 
 @dataclass(frozen=True)
 class Embedded:

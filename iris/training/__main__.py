@@ -35,8 +35,8 @@ RECIPES = {Stage.autoencoder: stages.train_autoencoder, Stage.class_conditional:
            Stage.text_to_image: stages.train_text_to_image, Stage.aesthetic: stages.train_aesthetic, Stage.distill: stages.distill}
 
 # Batch size and peak rate of each stage's notebook.
-BATCH_SIZES = {Stage.autoencoder: 16, Stage.class_conditional: 64, Stage.text_to_image: 64, Stage.aesthetic: 64, Stage.distill: 32}
-LEARNING_RATES = {Stage.autoencoder: 2e-3, Stage.class_conditional: 1e-3, Stage.text_to_image: 1e-3, Stage.aesthetic: 3e-4, Stage.distill: 3e-4}
+BATCH_SIZES = {Stage.autoencoder: 16, Stage.class_conditional: 64, Stage.text_to_image: 64, Stage.aesthetic: 64, Stage.distill: 8}
+LEARNING_RATES = {Stage.autoencoder: 2e-3, Stage.class_conditional: 1e-3, Stage.text_to_image: 1e-3, Stage.aesthetic: 3e-4, Stage.distill: 5e-4}
 
 _OF_FLOW = {"exit_weight", "warm_start", "logit_mean", "coarse_until"}
 LOSS_OPTIONS = {Stage.autoencoder: set(), Stage.class_conditional: _OF_FLOW, Stage.text_to_image: _OF_FLOW, Stage.aesthetic: _OF_FLOW,

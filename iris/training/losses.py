@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from iris.config import ConfigError
 from iris.features import FeatureNet
-from iris.flow import interpolate, sample_timesteps, specification_weight, velocity_to_data
+from iris.flow import interpolate, sample_timesteps, specification_weight
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator, TextContext
 from iris.nn.haar import BANDS, haar_dwt2
+from iris.sampling import GuidedVelocity
 from iris.training.batches import LatentBatch
 
 T_BINS = 8
-SIGMA_MAX = 80.0  # the highest noise level of EDM (2206.00364) and of the consistency models trained in its terms
 
 
 @dataclass(frozen=True)
@@ -226,86 +226,55 @@ def _squared_error(a: Tensor, b: Tensor) -> Tensor:
 # --- stage 5 -------------------------------------------------------------------------------------------------------
 
 
-def consistency_partner(t: Tensor, stage: int, q: float = 4.0, k: float = 8.0) -> Tensor:
-    """The earlier time r < t that easy consistency tuning (2406.14548, section 3.3) pairs with t.
-
-    In its noise levels sigma = t / (1 - t): r = sigma (1 - (1 + k sigmoid(-sigma)) / q^(stage+1)), clamped at 0, mapped
-    back by sigma / (1 + sigma). As `stage` grows r comes closer to t. Sigma is held at SIGMA_MAX: above it pairs would lie so
-    close together that pure noise, where every picture starts, learned nothing.
-    """
-    sigma = (t / (1 - t)).clamp_max(SIGMA_MAX)
-    partner = sigma * (1 - (1 + k * torch.sigmoid(-sigma)) / q ** (stage + 1))
-    partner = partner.clamp_min(0.0)
-    return partner / (1 + partner)
-
-
 @dataclass(frozen=True)
 class ConsistencyDraw(FlowDraw):
-    """A flow draw and the partner times r [B] < t."""
+    """A flow draw and the times [B, n] of the teacher's steps, from 1 down; the n-th step ends at 0."""
 
-    r: Tensor | None = None
+    times: Tensor | None = None
 
 
 class ConsistencyLoss(RectifiedFlowLoss):
-    """Consistency distillation in rectified-flow coordinates: f(z, t) = z - t v(z, t), for which f(z, 0) = z by itself.
+    """Consistency distillation (2303.01469) in rectified-flow coordinates: f(z, t) = z - t v(z, t) is the end of the path through z.
 
-    z_r is one guided Euler step of the teacher from z_t; the student's f at t is pulled to its own stop-gradient f at r
-    (same depth), by the pseudo-Huber distance sqrt(|x|^2 + c^2) - c with c = `huber` sqrt(D) (iCT,
-    2310.14189, has 0.00054; a larger one is softer on pairs that nearly agree). Guidance is inside the student, so it needs no null pass.
+    The frozen teacher solves its guided path from pure noise in `teacher_steps` Euler steps, at times drawn anew, and at each of them
+    the student's velocity learns to point at the end z_0: the squared error to (z_t - z_0) / t. So it regresses on the function that a
+    consistency model approaches by agreeing with itself a little later on the path. That bootstrap was here before and left a grain
+    on every picture (reports/LOG.md, 2026-11-27); a path of eight steps costs less than its pairs did. The pictures are not looked
+    at, only their captions. Guidance is inside the student, so it needs no null pass.
     """
 
-    def __init__(self, teacher: Generator, guidance_scale: float, stages: int = 4, steps_per_stage: int = 1000, huber: float = 0.00054,
-                 **options) -> None:
+    def __init__(self, teacher: Generator, guidance_scale: float, teacher_steps: int = 8, **options) -> None:
         super().__init__(caption_dropout=0.0, warm_start=0.0, **options)
-        self.huber = huber
         self.teacher = teacher.eval().requires_grad_(False)
-        self.guidance_scale, self.stages, self.steps_per_stage, self.stage = guidance_scale, stages, steps_per_stage, 0
-
-    def at_step(self, step: int | None) -> None:
-        """The pairing tightens every `steps_per_stage` steps; held-out data keep the first stage's pairs."""
-        super().at_step(step)
-        self.stage = min((step or 0) // self.steps_per_stage, self.stages - 1)
+        self.guidance_scale, self.teacher_steps = guidance_scale, teacher_steps
 
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> ConsistencyDraw:
-        flow = super().draw(module, batch, rng)
-        # A share of the batch starts from pure noise, where one-step generation starts.
-        t = torch.where(torch.rand(len(flow.t), generator=rng) < 0.25, 1.0, flow.t)
-        return ConsistencyDraw(**{**flow.__dict__, "t": t, "r": consistency_partner(t, self.stage)})
+        flow, n = super().draw(module, batch, rng), self.teacher_steps
+        later = (torch.arange(n - 1, 0, -1) - 0.5 + torch.rand(len(flow.t), n - 1, generator=rng)) / n
+        times = torch.cat([torch.ones(len(later), 1), later], dim=1)
+        return ConsistencyDraw(**{**flow.__dict__, "t": times[:, 0], "times": times})
 
     @torch.no_grad()
-    def _teacher_step(self, z_t: Tensor, draw: ConsistencyDraw) -> Tensor:
-        """One Euler step of the guided teacher from t to r, at its own mean depth."""
-        z, t = z_t.repeat(2, 1, 1, 1), draw.t.repeat(2)
-        null = torch.arange(len(t), device=t.device) >= len(draw.t)
-        velocity = self.teacher(z, t, draw.tokens.repeat(2, 1, 1), None, draw.mask.repeat(2, 1), null).to(z.dtype)
-        text, without = velocity.chunk(2)
-        guided = torch.lerp(without, text, self.guidance_scale)
-        return z_t + (draw.r - draw.t).view(-1, 1, 1, 1) * guided
+    def _solve(self, draw: ConsistencyDraw) -> tuple[Tensor, Tensor]:
+        """The teacher's paths: points [B, n, C, h, w] at `times`, and their ends [B, 1, C, h, w]."""
+        context = self.teacher.condition(draw.tokens, draw.mask)
+        velocity = GuidedVelocity(self.teacher, context, self.teacher.null_context(len(draw.noise)), self.guidance_scale, self.teacher.config.mean_iterations)
+        points, z = [], draw.noise
+        for t, later in zip(draw.times.unbind(1), F.pad(draw.times, (0, 1))[:, 1:].unbind(1), strict=True):
+            points.append(z)
+            z = z + (later - t).view(-1, 1, 1, 1) * velocity(z, t).to(z.dtype)
+        return torch.stack(points, dim=1), z[:, None]
 
     def __call__(self, module: nn.Module, draw: ConsistencyDraw) -> LossOutput:
-        z_t = interpolate(draw.latents, draw.noise, draw.t).z_t
-        z_r = self._teacher_step(z_t, draw)
-        context = module.condition(draw.tokens, draw.mask)
-        with torch.no_grad():
-            velocity, _ = self._read(module, z_r, draw.r, context, draw)
-            target = velocity_to_data(z_r, velocity, draw.r)
-        velocity, early = self._read(module, z_t, draw.t, context, draw)
-        jump = velocity_to_data(z_t, velocity, draw.t)
-        distance = _pseudo_huber(jump, target, self.huber)
-        # A pair that lies closer together must agree more closely (iCT's 1 / (t - r), bounded).
-        weight = 1 / (draw.t - draw.r).clamp_min(0.05) / math.sqrt(jump[0].numel())
-        per_sample, logs = weight * distance, {"pair_distance": distance.mean().detach()}
+        points, end = self._solve(draw)
+        z_t, t = points.flatten(0, 1), draw.times.flatten()
+        target = ((points - end) / draw.times[..., None, None, None]).flatten(0, 1)
+        context = module.condition(draw.tokens, draw.mask).each(self.teacher_steps)
+        velocity, early = self._read(module, z_t, t, context, draw)
+        per_sample = _squared_error(velocity, target)
+        loss, logs = per_sample.mean(), {"one_step": per_sample.detach().unflatten(0, draw.times.shape)[:, 0].mean()}
         if early is not None:
-            jump_early = velocity_to_data(z_t, early, draw.t)
-            apart = _pseudo_huber(jump_early, jump.detach(), self.huber)
-            per_sample = per_sample + self.exit_weight * weight * apart
+            apart = _squared_error(early, velocity.detach())
+            loss = loss + self.exit_weight * apart.mean()
             logs["exit_apart"] = apart.mean().detach()
-        return LossOutput(per_sample.mean(), distance.detach(), logs,
-                          {"t": t_bin(draw.t), "depth": torch.full((len(draw.t),), draw.depth, device=draw.t.device)})
-
-
-def _pseudo_huber(a: Tensor, b: Tensor, huber: float) -> Tensor:
-    """sqrt(|a - b|^2 + c^2) - c per sample with c = `huber` sqrt(D) (iCT, 2310.14189), [B]."""
-    error = (a - b).flatten(1)
-    c = huber * math.sqrt(error.shape[1])
-    return (error.square().sum(1) + c**2).sqrt() - c
+        return LossOutput(loss, per_sample.detach(), logs, {"t": t_bin(t), "depth": torch.full_like(t, draw.depth, dtype=torch.long)})

@@ -23,7 +23,7 @@ from iris.runs import Run
 from iris.text import load_text_encoder
 from iris.training.batches import ImageBatches, LatentBatches, LatentDataset, to_images
 from iris.training.latents import Captions, captions_of_class, encode_dataset, weights_digest, written_captions
-from iris.training.loop import FitResult, OnLog, TrainConfig, fit, join_processes
+from iris.training.loop import FitResult, OnLog, TrainConfig, compile_blocks, fit, join_processes
 from iris.training.losses import ConsistencyLoss, ReconstructionLoss, RectifiedFlowLoss
 
 
@@ -102,9 +102,9 @@ def train_text_to_image(config: IRISConfig, train_data: ImageDataset, held_out_d
                         init: str | Path, on_log: OnLog | None = None, **loss_options: Any) -> StageResult:
     """Stage 3: align text and image with the pictures' own captions.
 
-    A third of the steps first for where things stand, unless `init` has been through stage 3 before and knows.
+    A fifth of the steps first for where things stand, unless `init` has been through stage 3 before and knows.
     """
-    coarse = 0 if _training_of(init).get("stage", 1) >= 3 else train.train_steps // 3
+    coarse = 0 if _training_of(init).get("stage", 1) >= 3 else train.train_steps // 5
     return _train_flow(3, config, train_data, held_out_data, train, run, init, on_log, written_captions,
                        {"coarse_until": coarse} | free_depth(train) | loss_options)
 
@@ -165,9 +165,9 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data))
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stages = loss_options.get("stages", 4)
-    loss_options = {"stages": stages, "steps_per_stage": max(1, train.train_steps // stages), "exit_weight": 0.5, **loss_options}
     loss = ConsistencyLoss(teacher.to(device, train.dtype), guidance_scale, **loss_options)
+    if train.compile:
+        compile_blocks(loss.teacher)  # asked twice a step, with words and without
     result = _fit_latents(student, loss, data, train, run, on_log)
     student = result.module.float()
     summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale)}
