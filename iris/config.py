@@ -216,7 +216,7 @@ PRESETS: dict[str, IRISConfig] = {
         name="micro",
         autoencoder=AutoencoderConfig(image_size=64, downsample=8, haar_levels=2, encoder_channels=(128, 192), decoder_channels=(160, 256)),
         generator=GeneratorConfig(latent_size=8, dim=256, head_dim=32, text_dim=384, text_tokens=24, text_adapter=True, text_order=True,
-                                  prelude_blocks=1, core_layers=1, coda_blocks=1, core_ffn=1024, outer_ffn=512, mean_iterations=4),
+                                  prelude_blocks=1, core_layers=1, coda_blocks=1, core_ffn=1024, outer_ffn=512, mean_iterations=6),
         text=_minilm(),
     ),
     # The specification's three, with CLIP-L/14 text states. Tiny's core has one token for 2 x 2: at equal time it learns more (reports/DUEL.md).

@@ -102,9 +102,9 @@ def train_text_to_image(config: IRISConfig, train_data: ImageDataset, held_out_d
                         init: str | Path, on_log: OnLog | None = None, **loss_options: Any) -> StageResult:
     """Stage 3: align text and image with the pictures' own captions.
 
-    A fifth of the steps first for where things stand, unless `init` has been through stage 3 before and knows.
+    A third of the steps first for where things stand, unless `init` has been through stage 3 before and knows.
     """
-    coarse = 0 if _training_of(init).get("stage", 1) >= 3 else train.train_steps // 5
+    coarse = 0 if _training_of(init).get("stage", 1) >= 3 else train.train_steps // 3
     return _train_flow(3, config, train_data, held_out_data, train, run, init, on_log, written_captions,
                        {"coarse_until": coarse} | free_depth(train) | loss_options)
 
