@@ -17,6 +17,7 @@ from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
 from iris.pipeline import IRISPipeline, SamplingDefaults
 from iris.text import load_text_encoder
+from iris.training.batches import LatentDataset
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,12 @@ def build_generator(config: IRISConfig, seed: int = 0) -> Generator:
     """A generator whose every weight is random."""
     torch.manual_seed(seed)
     return randomise(Generator(config.generator), seed)
+
+
+def some_latents(count: int = 12) -> LatentDataset:
+    """Random latents of the nano model with five captions between them."""
+    captions = torch.arange(count)[:, None] % 5
+    return LatentDataset(seeded(count, 8, 8, 8), seeded(5, 16, 32, seed=1).half(), torch.arange(16)[None] < torch.arange(3, 8)[:, None], captions)
 
 
 def subprocess_environment() -> dict[str, str]:

@@ -13,17 +13,15 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import training_worker
-from conftest import build_generator, seeded, subprocess_environment
+from conftest import build_generator, seeded, some_latents, subprocess_environment
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iris.checkpoint import read_checkpoint, write_checkpoint
 from iris.config import ConfigError, preset
-from iris.data.base import Example
 from iris.data.scenes import Scenes
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import INITIAL_STATE_STD, Generator
@@ -31,21 +29,14 @@ from iris.pipeline import state_dicts
 from iris.rng import rng_for
 from iris.runs import Run, read_metrics
 from iris.step_checkpoints import step_folder
-from iris.text import load_text_encoder
 from iris.training import loop
-from iris.training.batches import ImageBatches, LatentBatch, LatentBatches, LatentDataset, indices_of_step
-from iris.training.latents import captions_of_class, encode_dataset, written_captions
+from iris.training.batches import ImageBatches, LatentBatch, LatentBatches
 from iris.training.loop import TrainConfig, ema_update, fit
 from iris.training.losses import ConsistencyLoss, LossOutput, ReconstructionLoss, RectifiedFlowLoss
 
 NANO = preset("nano")
 SHORT = TrainConfig(train_steps=8, batch_size=4, warmup_steps=2, log_every=1, eval_every=4, checkpoint_seconds=0.0)
 CLOCKED = ("seconds", "images_per_second")  # the only figures of a row that may differ between two runs
-
-
-def latents(count: int = 12) -> LatentDataset:
-    captions = torch.arange(count)[:, None] % 5
-    return LatentDataset(seeded(count, 8, 8, 8), seeded(5, 16, 32, seed=1).half(), torch.arange(16)[None] < torch.arange(3, 8)[:, None], captions)
 
 
 def autoencoder_setup() -> tuple:
@@ -55,12 +46,12 @@ def autoencoder_setup() -> tuple:
 
 def flow_setup() -> tuple:
     torch.manual_seed(0)
-    return Generator(NANO.generator), LatentBatches(latents(), 4, 0), RectifiedFlowLoss()
+    return Generator(NANO.generator), LatentBatches(some_latents(), 4, 0), RectifiedFlowLoss()
 
 
 def distillation_setup() -> tuple:
     loss = ConsistencyLoss(build_generator(NANO), 3.0, teacher_steps=3)
-    return build_generator(NANO), LatentBatches(latents(), 4, 0), loss
+    return build_generator(NANO), LatentBatches(some_latents(), 4, 0), loss
 
 
 SETUPS = {"autoencoder": autoencoder_setup, "flow": flow_setup, "distillation": distillation_setup}
@@ -124,7 +115,7 @@ def test_stages_2_to_4_learn_one_fixed_batch_below_five_percent_of_its_first_los
 @pytest.mark.slow
 @torch.no_grad()
 def test_two_initial_states_converge_to_one_over_64_iterations_after_training(learned_flow: tuple[nn.Module, float]) -> None:
-    generator, batch = learned_flow[0], LatentBatches(latents(), 4, 0)(0)
+    generator, batch = learned_flow[0], LatentBatches(some_latents(), 4, 0)(0)
     context = generator.condition(batch.tokens, batch.mask)
     for t in (0.2, 0.9):
         embedded = generator.embed(batch.latents, torch.full((4,), t))
@@ -209,7 +200,7 @@ def test_looking_at_a_run_does_not_change_it() -> None:
     for log_every, eval_every in ((1, 1), (1000, 1000)):
         module, batches, loss = distillation_setup()
         train = dataclasses.replace(SHORT, log_every=log_every, eval_every=eval_every)
-        results.append(fit(module, batches, loss, train, None, LatentBatches(latents(6), 4, 7)).module)
+        results.append(fit(module, batches, loss, train, None, LatentBatches(some_latents(6), 4, 7)).module)
     assert same_weights(*results)
 
 
@@ -377,82 +368,3 @@ def test_an_average_without_memory_is_the_trained_module_and_a_long_one_is_not(t
         module, batches, loss = flow_setup()
         result = fit(module, batches, loss, dataclasses.replace(SHORT, ema_decay=decay))
         assert same_weights(result.module, module) == (decay == 0.0)
-
-
-def test_an_epoch_is_a_permutation_and_two_small_batches_are_one_large() -> None:
-    epoch = np.concatenate([indices_of_step(step, 4, 10, seed=3) for step in range(5)])
-    assert sorted(epoch[:10]) == sorted(epoch[10:]) == list(range(10)) and list(epoch[:10]) != list(epoch[10:])
-    halves = np.concatenate([indices_of_step(step, 4, 10, seed=3) for step in (2, 3)])
-    assert np.array_equal(halves, indices_of_step(1, 8, 10, seed=3))
-    assert not np.array_equal(indices_of_step(0, 8, 10, seed=3), indices_of_step(0, 8, 10, seed=4))
-    assert len(indices_of_step(0, 25, 10, seed=0)) == 25  # a batch may be longer than the data
-
-
-def test_each_item_draws_its_own_captions_evenly() -> None:
-    data = dataclasses.replace(latents(2), captions=torch.tensor([[0, 1, 4], [2, -1, -1]]))
-    items = np.array([0, 1] * 3000)
-    text = data.batch(items, rng_for(0)).tokens[:, 0]
-    rows = [int((data.tokens[:, 0].float() == row).all(1).nonzero()) for row in text[:600]]
-    assert set(rows[1::2]) == {2}
-    counts = np.bincount(rows[0::2], minlength=5)
-    assert counts[[2, 3]].sum() == 0 and counts[[0, 1, 4]].min() > 70
-
-
-# --- latents, encoded once ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("captions", "captions_per_image"), [(written_captions, 2), (written_captions, 100), (captions_of_class, 3)])
-def test_encoding_once_is_encoding_each_time(tmp_path: Path, captions, captions_per_image: int) -> None:
-    torch.manual_seed(0)
-    autoencoder, text, scenes = WaveletVAE(NANO.autoencoder).eval(), load_text_encoder(NANO.text), Scenes(32, count=7)
-    first, cached = (encode_dataset(autoencoder, text, scenes, captions, tmp_path / "cache", captions_per_image, batch_size=3) for _ in range(2))
-    for field in dataclasses.fields(first):
-        assert torch.equal(getattr(first, field.name), getattr(cached, field.name))
-    with torch.no_grad():
-        each = torch.cat([autoencoder.encode(_image(scenes, index)) for index in range(7)])
-    torch.testing.assert_close(first.latents, each, atol=1e-5, rtol=0)
-    for index in range(7):
-        told = captions(scenes[index])
-        states = text.encode(list(told))
-        rows = [int(row) for row in first.captions[index] if row >= 0]
-        assert len(set(rows)) == len(rows) == min(len(told), captions_per_image)
-        found = [next(i for i in range(len(told)) if torch.equal(states.tokens[i].half(), first.tokens[row])) for row in rows]
-        assert found[0] == 0 and len(set(found)) == len(found)  # the first phrasing is the plainest: it is always kept
-        assert torch.equal(first.mask[rows], states.mask[found])
-
-
-def _image(scenes: Scenes, index: int) -> Tensor:
-    return torch.from_numpy(scenes[index].image).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
-class Repainted:
-    """The same data set by name and length, in which one picture was replaced."""
-
-    def __init__(self, inner: Scenes) -> None:
-        self.inner, self.name, self.skipped = inner, inner.name, inner.skipped
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self.inner[index]
-        return example if index != 2 else dataclasses.replace(example, image=255 - example.image)
-
-
-def test_a_cache_of_other_pictures_other_weights_or_damaged_is_made_again(tmp_path: Path) -> None:
-    text, scenes = load_text_encoder(NANO.text), Scenes(32, count=4)
-    torch.manual_seed(0)
-    one, other = WaveletVAE(NANO.autoencoder).eval(), WaveletVAE(NANO.autoencoder).eval()
-    with torch.no_grad():
-        other.encoder_shortcut.weight.mul_(2.0)
-    first = encode_dataset(one, text, scenes, folder=tmp_path / "cache")
-    assert not torch.equal(encode_dataset(other, text, scenes, folder=tmp_path / "cache").latents, first.latents)
-    repainted = Repainted(scenes)
-    assert (repainted.name, len(repainted)) == (scenes.name, len(scenes))
-    assert not torch.equal(encode_dataset(one, text, repainted, folder=tmp_path / "cache").latents, first.latents)
-    encode_dataset(one, text, scenes, folder=tmp_path / "cache")
-    file = next((tmp_path / "cache").glob("*.safetensors"))
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    assert torch.equal(encode_dataset(one, text, scenes, folder=tmp_path / "cache").latents, first.latents)

@@ -96,8 +96,8 @@ class DepthExam:
         return [item.captions[0] for item in items], self.features(to_tensor([item.image for item in items]))
 
     def practice(self) -> DepthExam:
-        """As many other scenes of the same kinds: what is chosen on these may be judged by the exam's own."""
-        return DepthExam(self.pipe, self.count, 0, self.source, self.seed + 1, self.batch_size, self.guidance_scale)
+        """Twice as many other scenes of the same kinds: what is chosen on these may be judged by the exam's own."""
+        return DepthExam(self.pipe, 2 * self.count, 0, self.source, self.seed + 1, self.batch_size, self.guidance_scale)
 
     def take(self, setting: Setting, pipe: IRISPipeline | None = None) -> Outcome:
         """Draw everything with `setting` and judge it; another `pipe` is asked the same captions and seeds."""
@@ -227,8 +227,8 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     carry = saved > 0
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
     alike = [exam.take(Setting(num_steps, depth, True)) for depth in CARRIED_DEPTHS] if carry else by_iterations
-    fixed = cheapest_equal(alike)
-    threshold, automatic = _automatic(exam, num_steps, fixed, carry)
+    best, fixed = max(alike, key=lambda outcome: outcome.quality), cheapest_equal(alike)
+    threshold, automatic = _automatic(exam, num_steps, best, fixed, carry)
     return {
         "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions)}, "seed": seed,
         "trained_iterations": pipe.config.generator.mean_iterations,
@@ -238,15 +238,15 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "carried": {"num_steps": carried_steps, "fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
         "matrix": [_plain(outcome) for outcome in drawn], "frontier": frontier(drawn, num_steps),
         "automatic": {"threshold": threshold, "outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
-                      "equal": automatic.at_least(max(alike, key=lambda outcome: outcome.quality))},
+                      "equal": automatic.at_least(best)},
     } | ({"teacher": _plain(exam.take(Setting(32, 8), teacher))} if teacher else {})
 
 
-def _automatic(exam: DepthExam, num_steps: int, fixed: Outcome, carry_state: bool) -> tuple[float, Outcome]:
-    """The threshold that loses nothing beside `fixed`, and what "auto" gives with it."""
+def _automatic(exam: DepthExam, num_steps: int, best: Outcome, fixed: Outcome, carry_state: bool) -> tuple[float, Outcome]:
+    """The threshold that is as good as the `best` depth, or by distances as `fixed`, and what "auto" gives with it."""
     pipe, setting = exam.pipe, Setting(num_steps, "auto", carry_state)
     if exam.specs:
-        threshold = practised_threshold(exam.practice(), setting, fixed.setting)
+        threshold = practised_threshold(exam.practice(), setting, best.setting)
     else:
         prompts = exam.captions[:32]
         seeds = range(exam.seed, exam.seed + len(prompts))
@@ -256,16 +256,17 @@ def _automatic(exam: DepthExam, num_steps: int, fixed: Outcome, carry_state: boo
         return threshold, exam.take(setting)
 
 
-def practised_threshold(practice: DepthExam, automatic: Setting, fixed: Setting) -> float:
-    """The largest of THRESHOLDS with which `automatic` draws as many of these scenes right as `fixed` does; the least where none does.
+def practised_threshold(practice: DepthExam, automatic: Setting, best: Setting) -> float:
+    """The largest of THRESHOLDS with which `automatic` is as good on these scenes as `best`, the best fixed depth; the least where none is.
 
-    Right answers, not distances: two good pictures of a caption can lie far apart, and a picture near to another can lack an
-    object (a threshold chosen by distances drew a tenth fewer scenes right, reports/LOG.md, 2026-11-27).
+    As good is what it is for a fixed depth too: within the best one's interval. Right answers, not distances: two good pictures
+    of a caption can lie far apart, and a picture near to another can lack an object (a threshold chosen by distances drew a tenth
+    fewer scenes right, reports/LOG.md, 2026-11-27).
     """
-    wanted = practice.take(fixed).right["every"].value
+    goal = practice.take(best)
     for threshold in THRESHOLDS:
         with _threshold(practice.pipe, threshold):
-            if practice.take(automatic).right["every"].value >= wanted:
+            if practice.take(automatic).at_least(goal):
                 break
     return threshold
 
