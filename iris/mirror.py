@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from iris.replacing import put_in_place
+from iris.replacing import delete_emptied, put_in_place
 
 FILES = ("metrics.jsonl", "summary.json", "run.json")
 _MANIFEST = "manifest.json"
@@ -40,7 +40,7 @@ def copy_run(source: Path, target: Path, prune: bool = True) -> None:
     wanted = {folder.relative_to(source) for folder in kept}
     for folder in list(_folders(target)) if prune else []:
         if folder.relative_to(target) not in wanted and folder.parent.name == "checkpoints":
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_emptied(folder)
 
 
 def _folders(run: Path) -> Iterator[Path]:
@@ -55,13 +55,13 @@ def _copy_folder(source: Path, target: Path) -> None:
     if manifest.is_file() and manifest.read_bytes() == (source / _MANIFEST).read_bytes():
         return
     draft = target.with_name(f".{target.name}.copying")
-    shutil.rmtree(draft, ignore_errors=True)
+    delete_emptied(draft)
     draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(source, draft)
         put_in_place(draft, target, durable=False)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        delete_emptied(draft)
 
 
 def _copy_file(source: Path, target: Path) -> None:

@@ -49,7 +49,13 @@ def is_of_a_stage(name: str) -> bool:
     return Path(name).name == "pipeline"
 
 
+def can_draw(folder: Path) -> bool:
+    """Whether a model folder holds a generator; stage 1 leaves an autoencoder alone."""
+    return (folder / "manifest.json").is_file() and any(folder.glob("generator-*.safetensors"))
+
+
 def newest_pipeline(runs: str | Path = "runs") -> str:
-    """The model that a stage below `runs` wrote last; "" when there is none."""
-    found = [path.parent for path in Path(runs).glob("*/pipeline/manifest.json")]
+    """The model that a stage below `runs`, here or in the mirror, wrote last and that can draw; "" when there is none."""
+    homes = [Path(runs), *(home / runs for home in (mirror_home(),) if home)]
+    found = [folder for home in homes for folder in home.glob("*/pipeline") if can_draw(folder)]
     return str(max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime)) if found else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +16,8 @@ def backup_of(folder: Path) -> Path:
 def put_in_place(draft: Path, folder: Path, durable: bool = True) -> None:
     """Rename draft -> folder. A full folder cannot be replaced in one rename, so the old one steps aside first, and back if that fails.
 
-    durable: flush the parent folder before the old one is deleted; a mounted Drive need not know how.
+    durable: flush the parent folder before the old one is deleted. A mounted Drive need not know how, and keeps what is deleted in
+    a bin: there the old files are emptied first.
     """
     backup = backup_of(folder)
     if folder.exists():
@@ -29,7 +31,18 @@ def put_in_place(draft: Path, folder: Path, durable: bool = True) -> None:
         raise
     if durable:
         flush_folder(folder.parent)
-    shutil.rmtree(backup, ignore_errors=True)
+        shutil.rmtree(backup, ignore_errors=True)
+    else:
+        delete_emptied(backup)
+
+
+def delete_emptied(folder: Path) -> None:
+    """Delete a folder whose files take no more room afterwards, not even in the bin of a mounted Drive, which counts against its quota."""
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            if file.is_file():
+                os.truncate(file, 0)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -66,9 +66,11 @@ class Task:
         record = self.record()
         if not record:
             return NEW
-        before = {"parameters": record.get("parameters", {}), "models": record.get("models", {})}
+        # A parameter that the notebook has gained since stood at its default.
+        gained = {name: _moved(value, self.folder.parent) for name, value in self.notebook.defaults().items()}
+        before = {"parameters": gained | record.get("parameters", {}), "models": record.get("models", {})}
         now = {"parameters": dict(self.parameters), "models": self.models()}
-        if _fixed(before) != _fixed(now):
+        if _fixed(before) != _fixed(now) or record.get("start_over"):
             return CHANGED
         same_time = before["parameters"].get("minutes") == now["parameters"].get("minutes")
         return FINISHED if same_time and record.get("finished") and self.summary().get("notebook") == self.notebook.name else CONTINUE
@@ -98,6 +100,11 @@ def _is_run(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(RUNS)
 
 
+def _moved(value: Any, home: Path) -> Any:
+    """A folder runs/... of a notebook as it lies under `home`; any other value as it is."""
+    return str(home / value.removeprefix(RUNS)) if _is_run(value) else value
+
+
 def plan(profile: Profile, notebooks: Mapping[str, Notebook], runs: Path, only: Sequence[str] = ()) -> list[Task]:
     """A task for each notebook of the profile (or those of `only`, by number), its folders moved under runs/PROFILE."""
     home = runs / profile.name
@@ -108,7 +115,7 @@ def plan(profile: Profile, notebooks: Mapping[str, Notebook], runs: Path, only: 
         notebook = notebooks[number]
         values = {**notebook.defaults(), **settings}
         inputs = [value.removeprefix(RUNS).split("/")[0] for name, value in values.items() if _is_run(value) and name != "run_folder"]
-        values = {name: str(home / value.removeprefix(RUNS)) if _is_run(value) else value for name, value in values.items()}
+        values = {name: _moved(value, home) for name, value in values.items()}
         tasks.append(Task(notebook, values, home / number, home / "notebooks" / f"{notebook.name}.ipynb", tuple(inputs)))
     return tasks
 
@@ -148,19 +155,25 @@ def run_tasks(tasks: Sequence[Task], force: bool, say: Callable[[str], None]) ->
 
 
 def _execute(task: Task, start_over: bool, say: Callable[[str], None]) -> Outcome:
-    """One notebook in a kernel of its own. Its record says from the start what it runs with, so that a kill leaves that behind."""
+    """One notebook in a kernel of its own. Its record says from the start what it runs with, so that a kill leaves that behind.
+
+    The record says `start_over` until the run folder has been begun anew: an attempt that fails before that is no start to continue.
+    """
     record = task.record()
     spent = 0.0 if start_over else record.get("seconds", 0.0)
     about = {"parameters": dict(task.parameters), "models": task.models(), "commit": code_version(), "started": time.strftime("%Y-%m-%d %H:%M")}
-    task.write_record(**about, finished=False, seconds=spent)
+    start_over = start_over and "start_over" in task.notebook.parameters
+    config, begun = task.folder / "run.json", time.time()
+    task.write_record(**about, finished=False, seconds=spent, start_over=start_over)
     task.folder.mkdir(parents=True, exist_ok=True)
     values = {name: value for name, value in task.parameters.items() if name != "start_over"}
-    if start_over and "start_over" in task.notebook.parameters:
+    if start_over:
         values["start_over"] = True
     began, outcome = time.monotonic(), Outcome(task, "failed", "stopped; the same command continues.")
 
     def keep(finished: bool = False) -> None:  # now and then, so that the time of a killed attempt counts too
-        task.write_record(**about, finished=finished, seconds=spent + time.monotonic() - began)
+        pending = start_over and not finished and not (config.is_file() and config.stat().st_mtime >= begun)
+        task.write_record(**about, finished=finished, seconds=spent + time.monotonic() - began, start_over=pending)
 
     try:
         with _watched(task, say, keep):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -256,7 +257,12 @@ def test_models_are_found_in_a_notebooks_clone_and_in_the_mirror(model_folder: P
     monkeypatch.setenv("IRIS_MIRROR", str(tmp_path / "drive"))
     assert find_model("runs/01/pipeline") == str(tmp_path / "drive" / "runs" / "01" / "pipeline")
     shutil.copytree(model_folder, tmp_path / "runs" / "01" / "pipeline")
-    assert find_model("runs/01/pipeline") == newest_pipeline() == "runs/01/pipeline"  # what is here comes first
+    assert find_model("runs/01/pipeline") == "runs/01/pipeline"  # what is here comes first
+    os.utime(tmp_path / "drive" / "runs" / "01" / "pipeline" / "manifest.json", (1, 1))
+    assert newest_pipeline() == "runs/01/pipeline"
+    for shard in (tmp_path / "runs" / "01" / "pipeline").glob("generator-*"):
+        shard.unlink()
+    assert newest_pipeline() == str(tmp_path / "drive" / "runs" / "01" / "pipeline")  # an autoencoder alone draws nothing
     assert find_model("user/name") == "user/name"
 
 
@@ -375,5 +381,6 @@ def test_snapshots_draw_the_newest_checkpoint_once_a_moment(model_folder, tmp_pa
         assert captions == ["step 4: a red circle", "step 4: a star", "step 12: a red circle", "step 12: a star"]
         drawn = pipe(["a red circle", "a star"], num_steps=2, num_iterations=config.generator.mean_iterations, guidance_scale=3.0, seed=[0, 1])
         assert np.array_equal(np.asarray(images[2]), np.asarray(drawn.images[0]))
+        assert Snapshots(run, config, model_folder, ["a red circle", "a ring"], train_steps=32).pictures() == ([], [])  # drawn from other words
         assert not [path for path in (run.path / "figures").glob("*.png")]  # no figure of a report
         assert all(re.fullmatch(r"step-\d{8}-\d{2}\.png", path.name) for path in shots.folder.glob("*"))

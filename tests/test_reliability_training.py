@@ -190,6 +190,29 @@ def test_a_lost_machine_is_continued_from_the_mirror_bitwise(tmp_path: Path) -> 
     assert same_state(state_at(tmp_path / "drive" / "run", 12), state_at(tmp_path / "here", 12))
 
 
+def test_what_leaves_the_mirror_leaves_nothing_in_a_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mounted Drive keeps what is deleted, and counts it: so it is empty by then."""
+    from iris import mirror
+
+    _, batches, loss = worker.flow()
+    deleted: list[int] = []
+    real = shutil.rmtree
+
+    def rmtree(folder: Path, **options: object) -> None:
+        if str(folder).startswith(str(tmp_path / "drive")):
+            deleted.extend(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        real(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    for until in (4, 8):
+        with Run.open(tmp_path / "here", {}) as run:
+            fit(worker.flow()[0], batches, loss, dataclasses.replace(LONG, train_steps=until), run)
+            write_checkpoint(run.pipeline_path, {}, {"generator": {"step": torch.tensor([until])}})
+        mirror.copy_run(tmp_path / "here", tmp_path / "drive")
+    assert len(deleted) > 4 and set(deleted) == {0}
+    assert latest_checkpoint(tmp_path / "drive" / "checkpoints").metadata["step"] == 8
+
+
 def test_a_mirror_of_another_run_never_takes_a_runs_place(tmp_path: Path) -> None:
     """A run that was started over is younger than its mirror until the first copy; what is older by then has more steps."""
     _, batches, loss = worker.flow()

@@ -212,6 +212,25 @@ def test_changed_is_told_apart_from_moved(small, kernel, tmp_path):
     assert task.state() == CHANGED
 
 
+def test_a_parameter_that_a_notebook_gains_changes_nothing_at_its_default(small, kernel, tmp_path):
+    go(small, tmp_path)
+    task = plan(small[1], small[0], tmp_path)[1]
+    record = task.record()
+    for name, state in (("init", FINISHED), ("run_folder", FINISHED), ("minutes", FINISHED), ("steps", CHANGED)):  # steps: 7, and 5 by default
+        task.write_record(**{**record, "parameters": {key: told for key, told in record["parameters"].items() if key != name}})
+        assert task.state() == state, name
+
+
+def test_a_start_over_that_failed_before_it_began_starts_over_again(small, kernel, tmp_path):
+    go(small, tmp_path)
+    kernel.fails["02"] = ValueError("no network")
+    go(small, tmp_path, n02={"steps": 9})
+    kernel.fails.clear()
+    go(small, tmp_path, n02={"steps": 9})
+    go(small, tmp_path, n02={"steps": 9})
+    assert [values.get("start_over") for number, values in kernel.calls if number == "02"] == [None, True, True]
+
+
 # --- claims --------------------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,25 @@ def test_a_stage_run_again_gives_the_same_model_without_training(results: dict[i
     assert again.summary["held_out_loss"] == results[3].summary["held_out_loss"]
 
 
+def test_a_finished_autoencoder_keeps_its_last_bit_on_another_machine(results: dict[int, StageResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its latents' statistics, measured again elsewhere, would differ in rounding, and no later stage would go on with them."""
+    monkeypatch.setattr(stages, "calibrate", lambda autoencoder, *_: autoencoder.calibrate(torch.ones(8), torch.ones(8)))
+    before = read_checkpoint(results[1].pipeline_path).tensors["autoencoder"]
+    again = run_stage(1, results[1].pipeline_path.parent.parent)
+    after = read_checkpoint(again.pipeline_path).tensors["autoencoder"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_a_loss_asks_is_part_of_a_run(results: dict[int, StageResult], tmp_path: Path) -> None:
+    """Other guidance on a finished student would train nothing, and be written down as its own."""
+    run_stage(5, tmp_path, results[4].pipeline_path)
+    with Run.open(tmp_path / "stage-5", TRAIN.recipe()) as run, pytest.raises(RunError, match="it differs in guidance_scale"):
+        stages.distill(NANO, *DATA, TRAIN, run, results[4].pipeline_path, guidance_scale=5.0)
+    run_stage(1, tmp_path)
+    with Run.open(tmp_path / "stage-1", TRAIN.recipe()) as run, pytest.raises(RunError, match="it differs in autoencoder"):
+        stages.train_autoencoder(NANO, *DATA, TRAIN, run, results[1].pipeline_path, perceptual_weight=0.0)
+
+
 def test_a_run_goes_on_with_the_autoencoder_and_the_pictures_it_began_with(results: dict[int, StageResult], tmp_path: Path) -> None:
     """A generator has learned the latents of one autoencoder; another one under it would draw something else, without a word."""
     root = tmp_path / "runs"
@@ -167,3 +186,5 @@ def test_stage_1_can_go_on_from_another_autoencoder(results: dict[int, StageResu
                                           results[1].pipeline_path, perceptual_weight=0.0)
     first, second = (read_checkpoint(folder).tensors["autoencoder"] for folder in (results[1].pipeline_path, result.pipeline_path))
     assert all(torch.equal(first[name], second[name]) for name in first if not name.startswith("latent_"))
+    told = read_checkpoint(result.pipeline_path, []).metadata["training"]
+    assert told["autoencoder_data"] == DATA[0].name and told["before"] == []

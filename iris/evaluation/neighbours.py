@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from iris.data import Example, ImageDataset, emoji_of, load_dataset_by_name
+from iris.data import Example, ImageDataset, emoji_of, load_dataset_by_name, streams
 from iris.evaluation.drawing import Features, QualityError, draw_all, features_by_name, to_tensor
 from iris.evaluation.metrics import bootstrap, retrieval_ranks, share
 from iris.pipeline import IRISPipeline
@@ -164,10 +164,10 @@ def nearest_training(pipe: IRISPipeline, source: str, limit: int = 64, seed: int
     where its nearest training picture lies at less than a third of the distance of the second nearest (Yoon et al., Diffusion
     probabilistic models generalize when they fail to memorize, 2023). The same of real pictures that training never saw stands beside
     it: what is no copy. Where training holds near twins, a copy of them is not found. The nearest ones come first. Training pictures
-    are those of `source`, as many as the model's last training had of it.
+    are those of `source`, as many as the model's last training had, where it had them of it or they come over a network.
     """
     told = pipe.metadata.get("training", {})
-    training = load_dataset_by_name(source, pipe.image_size, "train", told.get("examples") if told.get("data") == source else None)
+    training = load_dataset_by_name(source, pipe.image_size, "train", told.get("examples") if streams(source) or told.get("data") == source else None)
     unseen = load_dataset_by_name(source, pipe.image_size, "held_out", limit)
     asked = [training[index] for index in range(min(limit, len(training)))]
     prompts = [item.captions[0] for item in asked]

@@ -39,6 +39,7 @@ from iris.nn.autoencoder import WaveletVAE
 from iris.pipeline import IRISPipeline
 
 KINDS = ("one", "relation", "many", "pair", "trio")
+FEWEST = 4  # pictures that a kernel distance takes: two in each half
 # What is asked of a picture of a scene. "right" is the headline: every object with its colour and shape, their number and
 # their relation; "all" asks for size and background too, where the caption names them.
 SCENE_FACTS: dict[str, Callable[[SceneReport], bool]] = {
@@ -110,8 +111,8 @@ def _beside_null(found: Tensor, real: Tensor, blurred: Tensor) -> dict[str, Any]
     """Kernel distance of what was found to the real pictures, beside those of halves of the real ones and of blurred copies."""
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(real)))
     first, second = real[order].chunk(2)
-    if len(second) < 2:
-        raise QualityError(f"{len(real)} pictures are too few for a kernel distance; use 4 or more, and 512 for a figure to quote.")
+    if len(real) < FEWEST:
+        raise QualityError(f"{len(real)} pictures are too few for a kernel distance; use {FEWEST} or more, and 512 for a figure to quote.")
     # What was found, and the blurred copies, belong one by one to the real pictures; the two halves do not.
     return {"kid": kernel_distance(found, real, paired=True), "kid_null": kernel_distance(first, second),
             "kid_blur": kernel_distance(blurred, real, paired=True)}
@@ -182,8 +183,8 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
     number = min(count, len(dataset))
     if not number:
         raise QualityError(f"the data set {dataset.name!r} has no pictures to compare with.")
-    if number < 4:
-        raise QualityError(f"{number} pictures are too few for a kernel distance; use 4 or more, and 512 for a figure to quote.")
+    if number < FEWEST:
+        raise QualityError(f"{number} pictures are too few for a kernel distance; use {FEWEST} or more, and 512 for a figure to quote.")
     features = features or features_by_name()
     items = [dataset[index] for index in random.Random(seed).sample(range(len(dataset)), number)]
     images = draw_all(pipe, [item.captions[0] for item in items], range(seed, seed + number), batch_size, "samples", **arguments)

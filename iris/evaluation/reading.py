@@ -21,7 +21,7 @@ from iris.evaluation.quality import SCENE_FACTS, scene_specs
 from iris.evaluation.style import save_figure
 from iris.nn.autoencoder import WaveletVAE
 from iris.pipeline import IRISPipeline, from_pil, to_pil
-from iris.places import SHIPPED, find_model, newest_pipeline
+from iris.places import SHIPPED, find_model, mirror_of, newest_pipeline
 from iris.runs import Run
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return f"{gpu}{cores} CPU core{'s' if cores > 1 else ''}, Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
+
+
+def open_measurement(folder: str | Path) -> Run:
+    """The run folder of a notebook that measures and trains nothing, with its mirror where IRIS_MIRROR names one."""
+    return Run.open(folder, mirror=mirror_of(folder), take_over=True)
 
 
 def keep_figure(run: Run, name: str, figure: Figure) -> Figure:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from iris.checkpoint import CheckpointError, load_module, read_checkpoint
 from iris.config import IRISConfig
@@ -71,8 +72,10 @@ class Snapshots:
     def add(self, step: int, images: Sequence[Image.Image]) -> None:
         """Keep pictures, one a prompt, as those of `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for index, image in enumerate(images):
-            image.save(self.folder / f"step-{step:08d}-{index:02d}.png")
+        for index, (image, prompt) in enumerate(zip(images, self.prompts, strict=True)):
+            told = PngInfo()
+            told.add_itxt("prompt", prompt)
+            image.save(self.folder / f"step-{step:08d}-{index:02d}.png", pnginfo=told)
 
     def steps(self) -> list[int]:
         """The steps at which pictures were drawn."""
@@ -81,12 +84,13 @@ class Snapshots:
     def pictures(self) -> tuple[list[Image.Image], list[str]]:
         """All pictures, one row a step, and a caption for each: what `figures.image_grid` takes with one column a prompt.
 
-        A step that an earlier session drew with fewer prompts is left out.
+        A step that an earlier session drew with fewer prompts, or others, is left out.
         """
         images, captions = [], []
         for step in self.steps():
             files = [self.folder / f"step-{step:08d}-{index:02d}.png" for index in range(len(self.prompts))]
-            if all(file.is_file() for file in files):
-                images += [Image.open(file) for file in files]
+            found = [Image.open(file) for file in files if file.is_file()]
+            if [image.text.get("prompt") for image in found] == self.prompts:
+                images += found
                 captions += [f"step {step:,}: {prompt}" for prompt in self.prompts]
         return images, captions

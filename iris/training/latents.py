@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from iris.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -90,9 +91,13 @@ def _encode(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDa
 
 
 def _encode_captions(text_encoder: TextEncoder, captions: list[str], batch_size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """States [N, L, D] in fp16 and mask [N, L], L the longest caption's: of CLIP's 77 places a short caption fills a tenth."""
     tokens, masks = [], []
     for start in tqdm(range(0, len(captions), batch_size), desc="encoding captions", unit="batch"):
         condition = text_encoder.encode(captions[start: start + batch_size])
-        tokens.append(condition.tokens.half().cpu())
-        masks.append(condition.mask.cpu())
-    return torch.cat(tokens), torch.cat(masks)
+        longest = int(condition.mask.any(0).nonzero().max()) + 1
+        tokens.append(condition.tokens[:, :longest].half().cpu())
+        masks.append(condition.mask[:, :longest].cpu())
+    longest = max(mask.shape[1] for mask in masks)
+    return (torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in tokens]),
+            torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in masks]))

@@ -43,9 +43,10 @@ def train_autoencoder(config: IRISConfig, train_data: ImageDataset, held_out_dat
     """Stage 1: the wavelet VAE. The perceptual term is left out when its package is missing, and the summary says so."""
     torch.manual_seed(train.seed)  # initial weights only; all later draws are named by (seed, step)
     autoencoder = WaveletVAE(config.autoencoder)
-    run.settle(stage=1, pictures=fingerprint(train_data))
     if init is not None:
         load_module(autoencoder, _read_model(init, config, ("autoencoder",))["autoencoder"])
+    begun = weights_digest(autoencoder) if init is not None else "from nothing"
+    run.settle(stage=1, pictures=fingerprint(train_data), autoencoder=begun, perceptual_weight=perceptual_weight)
     features = load_features("lite0") if perceptual_weight > 0 else None
     loss = ReconstructionLoss(features, perceptual_weight=perceptual_weight)
     if features is not None:
@@ -53,9 +54,13 @@ def train_autoencoder(config: IRISConfig, train_data: ImageDataset, held_out_dat
     result = fit(autoencoder, ImageBatches(train_data, train.batch_size, train.seed), loss, train, run,
                  ImageBatches(held_out_data, train.batch_size, train.seed), on_log)
     autoencoder = result.module.float()
-    calibrate(autoencoder, train_data, train.seed)
+    if _training_of(run.pipeline_path if run.pipeline_path.is_dir() else None).get("step") == result.step:
+        # Looked at again, perhaps on another machine: later stages know its latents by the last bit, so they are not measured anew.
+        load_module(autoencoder, _read_model(run.pipeline_path, config, ("autoencoder",))["autoencoder"])
+    else:
+        calibrate(autoencoder, train_data, train.seed)
     summary = {"held_out_psnr": held_out_psnr(autoencoder, held_out_data), "perceptual_loss": features is not None}
-    return _finish(1, run, config, train, result, summary, train_data, {"autoencoder": autoencoder})
+    return _finish(1, run, config, train, result, summary, train_data, {"autoencoder": autoencoder}, init=init)
 
 
 def _sample_images(dataset: ImageDataset, limit: int, seed: int) -> torch.Tensor:
@@ -162,7 +167,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     """Stage 5: a student that jumps to the data in 1, 2 or 4 steps, with the teacher's guidance inside."""
     autoencoder, teacher = load_models(init, config, train.seed, trained=True)
     _, student = load_models(init, config, train.seed)
-    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data))
+    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data), guidance_scale=guidance_scale)
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loss = ConsistencyLoss(teacher.to(device, train.dtype), guidance_scale, **loss_options)
@@ -241,7 +246,8 @@ def _lineage(folder: str | Path | None) -> dict[str, Any]:
     """What went into the model in a folder: `before`, its generator's trainings, the first one first, and what its autoencoder saw."""
     told = _training_of(folder)
     if told.get("stage", 1) == 1:  # made no generator
-        return {"before": [], "autoencoder_data": told.get("data", "")}
+        seen = [part for data in (told.get("autoencoder_data", ""), told.get("data", "")) for part in data.split("+") if part]
+        return {"before": [], "autoencoder_data": "+".join(dict.fromkeys(seen))}
     own = {key: value for key, value in told.items() if key != "before"}
     return {"before": [*told.get("before", []), own], "autoencoder_data": told.get("autoencoder_data", "")}
 
@@ -253,11 +259,12 @@ def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result
     rows = run.metrics()
     held_out = [row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None]
     defaults = defaults or SamplingDefaults(num_iterations=config.generator.mean_iterations)
+    lineage = _lineage(init) | ({"before": []} if stage == 1 else {})  # an autoencoder has no part in a generator's trainings
     training = {"stage": stage, "data": data.name, "examples": len(data), "step": result.step, "minutes": result.seconds / 60,
                 "finished": result.finished, "images_seen": result.step * train.batch_size}
     summary = {**training, **summary, "held_out_loss": held_out[-1] if held_out else None, "skipped": dict(data.skipped)}
     if join_processes().is_main_process:
         write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
-                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), "loss": loss_options or {}, **_lineage(init)}})
+                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), "loss": loss_options or {}, **lineage}})
         run.write_summary(summary)
     return StageResult(run.pipeline_path, summary)
