@@ -74,16 +74,17 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
         made.edit.click(lambda drawn: (gr.Tabs(selected="edit"), *edit.receive(drawn)), made.chosen, [tabs, *edited.inputs], **PRIVATE)
         taken.run_after(taken.take.click(latents.receive, made.chosen, taken.inputs, **PRIVATE).success)
         made.restore_on(page.load)
-        for refresh_on in (made.refresh_on, compared.refresh_on, looked.refresh_on, follow, told.refresh_on):
+        for refresh_on in (made.refresh_on, compared.refresh_on, looked.refresh_on, edited.refresh_on, follow):
             refresh_on(page.load)
         told.refresh_on(model_tab.select)
-    # One picture at a time, and a 33rd visitor is told so at once (503).
-    return page.queue(max_size=32, default_concurrency_limit=1)
+    # One picture at a time, and a 33rd visitor is told so at once (503). What draws is reached through the queue alone.
+    return page.queue(max_size=32, default_concurrency_limit=1, api_open=False)
 
 
 def _hand_over(button: gr.Button, made: create.CreateTab, tabs: gr.Tabs, name: str, receive: Callable[..., tuple], tab: Any) -> None:
-    """A button of Create opens another tab with the same request, and sets it going there."""
-    opened = button.click(lambda *values: (gr.Tabs(selected=name), *receive(*values)), made.request, [tabs, *tab.request], **PRIVATE)
+    """A button of Create opens another tab with the request of the picture on show, or of the fields before there is one, and sets it going."""
+    opened = button.click(lambda drawn, *values: (gr.Tabs(selected=name), *receive(*create.asked_of(drawn, values))),
+                          [made.chosen, *made.request], [tabs, *tab.request], **PRIVATE)
     tab.run_after(opened.then)
 
 

@@ -15,7 +15,7 @@ from demo.drawing import Progress
 from demo.model import LoadedModel
 from demo.request import GenerationRequest, RequestError, number
 from demo.serving import on_gpu
-from iris.data.images import open_image
+from iris.data.images import MAX_PIXELS, UPLOAD_PIXELS, open_image
 from iris.editing import extend, flow_edit, image_to_image, inpaint
 from iris.pipeline import IRISPipeline, Preview
 from iris.text import clean_prompt
@@ -94,7 +94,8 @@ def fit_picture(source: str | Path | Image.Image | None, size: int) -> Image.Ima
     """An uploaded picture as RGB of the model's size: its middle square, scaled. Raises ImageError, or RequestError for None."""
     if source is None:
         raise RequestError("Choose a picture first.")
-    return Image.fromarray(open_image(source, size))
+    most = MAX_PIXELS if isinstance(source, Image.Image) else UPLOAD_PIXELS  # the editor's picture is decoded already
+    return Image.fromarray(open_image(source, size, max_pixels=most))
 
 
 def painted_mask(layers: list[Image.Image], size: int) -> np.ndarray | None:

@@ -21,10 +21,12 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUESTS, SECONDS = 30, 60.0  # a visitor may begin so many in so long
+EVENTS = 10  # of the page's own small events, such as a slider's, for each of them
 MAX_JSON_BYTES = 2**20
 MAX_UPLOAD_BYTES = 12 * 2**20  # on the form; gradio's own `max_file_size` is on each file in it
 MAX_VISITORS = 10_000  # remembered at once
-_WORK = ("/queue/join", "/call/", "/run/", "/api/", "/upload")  # gradio's paths that make the server work
+_WORK = ("/queue/join", "/call/", "/upload")  # gradio's paths that make the server work
+_EVENTS = ("/run/", "/api/")  # and those of events beside the queue, which never draw (`api_open` is off)
 _PORT = re.compile(r"^\[([^\]]+)\](?::\d+)?$|^([\d.]+):\d+$")  # some proxies tell it: [::1]:80, 1.2.3.4:80
 Item = TypeVar("Item")
 
@@ -74,6 +76,7 @@ class VisitorLimits:
 
     def __init__(self, app: ASGIApp, rate: RateLimit, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES) -> None:
         self.app, self.rate, self.proxies, self.upload_bytes = app, rate, proxies, upload_bytes
+        self.events = RateLimit(EVENTS * rate.requests, rate.seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -92,15 +95,15 @@ class VisitorLimits:
     def check(self, scope: Scope) -> None:
         """Raise Refusal for a request that is too large or too soon; the others are counted."""
         path, told = scope["path"], dict(scope["headers"]).get(b"content-length", b"")
-        limit = self.upload_bytes if path.endswith("/upload") else MAX_JSON_BYTES
-        if not told.isdigit():
+        most = self.upload_bytes if path.endswith("/upload") else MAX_JSON_BYTES
+        if not told.isdigit() or b"transfer-encoding" in dict(scope["headers"]):  # together the second counts, and says no length
             raise Refusal(411, "Say how large the request is (Content-Length).")
-        if int(told[:20]) > limit:
-            raise Refusal(413, f"The request is too large; use at most {limit // 2**20} MiB.")
-        if any(work in path for work in _WORK):
-            seconds = math.ceil(self.rate.wait(visitor(scope, self.proxies)))
+        if int(told[:20]) > most:
+            raise Refusal(413, f"The request is too large; use at most {most // 2**20} MiB.")
+        for limit, paths in ((self.rate, _WORK), (self.events, _EVENTS)):
+            seconds = math.ceil(limit.wait(visitor(scope, self.proxies))) if any(part in path for part in paths) else 0
             if seconds:
-                rate = f"{self.rate.requests} requests in {self.rate.seconds:g} seconds"
+                rate = f"{limit.requests} requests in {limit.seconds:g} seconds"
                 raise Refusal(429, f"More than {rate} are not served; try again in {seconds} s.", **{"retry-after": str(seconds)})
 
 

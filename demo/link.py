@@ -17,14 +17,18 @@ COPY_LINK = """(prompt, negative, seed, steps, iterations, auto, guidance) => {
 }"""
 
 
-def read_link(query: Mapping[str, str]) -> GenerationRequest | None:
-    """The request in a page's address; None when there is no prompt in it. Raises RequestError, or PromptError from `iris.text`."""
+def read_link(query: Mapping[str, str], otherwise: tuple[int, int | str, float]) -> GenerationRequest | None:
+    """The request in a page's address, with steps, iterations and guidance `otherwise` where it says none; None when there is no prompt in it.
+
+    Raises RequestError, or PromptError from `iris.text`.
+    """
     if not query.get("prompt"):
         return None
-    iterations = query.get("iterations", "")
+    steps, depth, guidance = map(str, otherwise)
+    iterations = query.get("iterations", depth)
     return GenerationRequest.parse(
-        query["prompt"], query.get("negative", ""), _number("seed", query, "0"), _number("steps", query, "8"),
-        "auto" if iterations == "auto" else _number("iterations", query, "4"), _number("guidance", query, "3"),
+        query["prompt"], query.get("negative", ""), _number("seed", query, "0"), _number("steps", query, steps),
+        "auto" if iterations == "auto" else _number("iterations", query, depth), _number("guidance", query, guidance),
     )
 
 

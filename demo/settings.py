@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +13,7 @@ from gradio.components import Component
 from demo.effort import NAMES, effort_named, efforts
 from demo.model import LoadedModel
 from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, STEPS, GenerationRequest
+from iris.pipeline import SamplingDefaults
 
 MAX_IMAGES = 4
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -75,22 +77,27 @@ def number_values(model: LoadedModel) -> tuple[Any, ...]:
     return steps, gr.update(interactive=False) if automatic else gr.update(value=depth, interactive=True), automatic, scale
 
 
-def starting_values(model: LoadedModel) -> tuple[int, int | str, float]:
-    """Steps, iterations and guidance that the model's makers chose, within what this page allows; where they are none of its efforts, the best one."""
-    defaults = model.pipeline.defaults
+def within_limits(defaults: SamplingDefaults) -> tuple[int, int | str, float]:
+    """Steps, iterations and guidance that a model's makers chose, within what this page and its endpoints allow."""
     iterations = defaults.num_iterations
-    steps, depth = min(defaults.num_steps, STEPS[1]), "auto" if iterations == "auto" else min(int(iterations), ITERATIONS[1])
+    depth = "auto" if iterations == "auto" else min(int(iterations), ITERATIONS[1])
+    return min(defaults.num_steps, STEPS[1]), depth, min(float(defaults.guidance_scale), GUIDANCE[1])
+
+
+def starting_values(model: LoadedModel) -> tuple[int, int | str, float]:
+    """What the fields begin with: the makers' choice, or the best of the model's efforts where that is none of them."""
+    steps, depth, scale = within_limits(model.pipeline.defaults)
     if effort_named(model.pipeline, steps, depth) is None:
         steps, depth = efforts(model.pipeline)["Best"]
-    return steps, depth, min(float(defaults.guidance_scale), GUIDANCE[1])
+    return steps, depth, scale
 
 
 def refreshing(model: LoadedModel, values: Callable[[], tuple], outputs: list[Component]) -> Callable[[Callable[..., Any]], Any]:
     """A function of an event that brings `outputs` up to date, where another model has been loaded since the page was built."""
-    built_for = model.pipeline
+    built_for = weakref.ref(model.pipeline)  # the page must not keep a model that has been exchanged
 
     def fresh() -> tuple:
-        return (gr.skip(),) * len(outputs) if model.pipeline is built_for else values()
+        return (gr.skip(),) * len(outputs) if model.pipeline is built_for() else values()
 
     return lambda event: event(fresh, None, outputs, **PRIVATE)
 
@@ -123,7 +130,8 @@ def build_settings(model: LoadedModel) -> tuple[Settings, Component, Component]:
         )
         negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=1000, info="What to keep away from, with guidance above 1.")
         images = gr.Slider(1, MAX_IMAGES, value=1, step=1, precision=0, label="Pictures", buttons=[], elem_id="images", info="One after another; the seed counts up.")
-        watch = gr.Checkbox(value=False, label="Show every core iteration", elem_id="watch", info="Decoding them all takes longer.")
+        watch = gr.Checkbox(value=False, label="Show every core iteration", elem_id="watch", info="Decoding them all takes longer.",
+                            visible=model.pipeline.defaults.sampler == "euler")  # as `drawing_stream` can
     settings = Settings(negative, seed, randomise, steps, iterations, auto, guidance, effort)
     _join(model, settings)
     return settings, images, watch

@@ -17,7 +17,7 @@ from demo.pictures import Shown, crisp, data_uri, row_html, sheet
 from demo.request import GenerationRequest
 from demo.serving import on_gpu
 from demo.status import count
-from iris.evaluation.probes import Trace, trace
+from iris.evaluation.probes import Trace, tracing
 from iris.pipeline import GeneratedImages, IRISPipeline
 
 MAX_REFINED = 8  # pictures shown
@@ -94,14 +94,20 @@ def comparing_stream(model: LoadedModel) -> Comparing:
     return stream
 
 
-def thinking_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[Thought]]:
-    """A request of a fixed depth -> its Thought; a generator, so that ZeroGPU and Stop treat it like a drawing."""
+def thinking_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[float | Thought]]:
+    """A request of a fixed depth -> the share of the work done after each step, by which Stop is heard, then its Thought."""
 
     @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
-    def stream(request: GenerationRequest) -> Iterator[Thought]:
-        automatic = model.pipeline(**replace(request, num_iterations="auto").arguments())
-        yield Thought(trace(model.pipeline, **request.arguments()), automatic.iterations[0],
-                      model.pipeline.defaults.exit_threshold)
+    def stream(request: GenerationRequest) -> Iterator[float | Thought]:
+        for preview in model.pipeline.stream(**replace(request, num_iterations="auto").arguments()):
+            yield preview.step / preview.num_steps / 2
+        stops, steps = list(preview.iterations[0]), tracing(model.pipeline, **request.arguments())
+        while True:
+            try:
+                yield 0.5 + next(steps) / request.num_steps / 2
+            except StopIteration as end:
+                yield Thought(end.value, stops, model.pipeline.defaults.exit_threshold)
+                return
 
     return stream
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import json
 import logging
 import shutil
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 
 from iris.nn.generator import Embedded, Generator, TextContext
 from iris.pipeline import IRISPipeline
+from iris.replacing import put_in_place
 from iris.runtime.layout import FORMAT, GRAPHS, MODEL_FILE, TOKENIZER_FILE
 from iris.text import TransformersTextEncoder
 
@@ -114,17 +116,23 @@ def export_onnx(pipeline: IRISPipeline, folder: str | Path, int8: bool = False) 
     folder = Path(folder).expanduser()
     if not isinstance(pipeline.text_encoder, TransformersTextEncoder):
         raise ExportError(f"the text encoder {pipeline.config.text.encoder!r} has no network to export; use a model with minilm or clip-l.")
-    if folder.exists() and any(folder.iterdir()):
-        raise ExportError(f"{folder} is not empty; give a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, module, inputs, outputs in _graphs(pipeline):
-        path = folder / GRAPHS[name]
-        _write_graph(path, module, inputs, outputs)
-        if int8:
-            _quantize(path)
-    pipeline.text_encoder.tokenizer.save(str(folder / TOKENIZER_FILE))
-    header = {"format": FORMAT, "int8": int8, "config": pipeline.config.to_dict(), "defaults": asdict(pipeline.defaults)}
-    (folder / MODEL_FILE).write_text(json.dumps(header, indent=2), encoding="utf-8")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}; give a new folder.")
+    missing = [name for name in ("onnx", "onnxscript", *(["onnxruntime"] if int8 else [])) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"an export needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:  # whole, or not there
+        draft = Path(scratch) / folder.name
+        draft.mkdir()
+        for name, module, inputs, outputs in _graphs(pipeline):
+            _write_graph(draft / GRAPHS[name], module, inputs, outputs)
+            if int8:
+                _quantize(draft / GRAPHS[name])
+        pipeline.text_encoder.tokenizer.save(str(draft / TOKENIZER_FILE))
+        header = {"format": FORMAT, "int8": int8, "config": pipeline.config.to_dict(), "defaults": asdict(pipeline.defaults)}
+        (draft / MODEL_FILE).write_text(json.dumps(header, indent=2), encoding="utf-8")
+        put_in_place(draft, folder)
     return folder
 
 
@@ -203,7 +211,7 @@ def main(
     """Export a model to ONNX for `python -m iris.runtime`."""
     try:
         written = export_onnx(IRISPipeline.from_pretrained(model), folder, int8)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     size = sum(file.stat().st_size for file in written.iterdir())

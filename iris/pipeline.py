@@ -202,7 +202,7 @@ class IRISPipeline:
         if not isinstance(name, str) or name not in SAMPLERS:
             raise SamplingError(f"sampler is {shortened(name)}; use one of {', '.join(SAMPLERS)}.")
         return _Request(
-            prompts, clean_prompt(negative_prompt) if negative_prompt else None, self._seeds(seed, len(prompts), count),
+            prompts, (clean_prompt(negative_prompt) or None) if negative_prompt else None, self._seeds(seed, len(prompts), count),
             _number("num_steps", self.defaults.num_steps if num_steps is None else num_steps, int),
             "auto" if depth == "auto" else _number("num_iterations", depth, int, "auto"),
             _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float), name,
@@ -268,9 +268,7 @@ class IRISPipeline:
     def _result(self, request: _Request, latents: Tensor, velocity: GuidedVelocity, seconds: float) -> GeneratedImages:
         parameters = {"num_steps": request.num_steps, "num_iterations": request.num_iterations, "guidance_scale": request.guidance_scale,
                       "sampler": request.sampler, "negative_prompt": request.negative_prompt or "", "model": self.config.name,
-                      "model_hash": self.metadata.get("hash", "")}
-        if request.carry_state:
-            parameters["carry_state"] = True
+                      "model_hash": self.metadata.get("hash", ""), "carry_state": request.carry_state}
         if request.max_core_passes is not None:
             parameters["max_core_passes"] = request.max_core_passes
         state = None if velocity.state is None else velocity.state.cpu()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -18,15 +20,17 @@ from PIL import Image
 
 from demo import model as models
 from demo import training
+from demo.app import create_demo
 from demo.drawing import drawing_stream, thinking
 from demo.editing import EXTEND, REPAINT, REWORD, fit_mask, fit_picture, painted_mask, plan_edit, uploaded
 from demo.effort import DISTILLED, Effort, effort_named, efforts
 from demo.link import read_link
 from demo.model import LoadedModel, ModelError
-from demo.request import GenerationRequest, RequestError
+from demo.request import GUIDANCE, ITERATIONS, STEPS, GenerationRequest, RequestError
 from demo.serving import cache_file, cache_picture
-from demo.settings import starting_values
+from demo.settings import starting_values, within_limits
 from demo.tabs import train
+from demo.tabs.create import asked_of
 from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
 from iris.checkpoint import CheckpointError
 from iris.evaluation.probes import trace
@@ -92,11 +96,26 @@ def test_a_model_may_bring_its_own_efforts() -> None:
 
 def test_a_link_brings_the_request_back() -> None:
     query = {"prompt": "ein roter Kreis", "negative": "blau", "seed": "7", "steps": "12", "iterations": "auto", "guidance": "2.5"}
-    assert read_link(query) == GenerationRequest("ein roter Kreis", "blau", 7, 12, "auto", 2.5)
-    assert read_link({}) is None and read_link({"seed": "7"}) is None
+    mine = (4, 6, 1.0)
+    assert read_link(query, mine) == GenerationRequest("ein roter Kreis", "blau", 7, 12, "auto", 2.5)
+    assert read_link({"prompt": "x"}, mine) == GenerationRequest("x", "", 0, 4, 6, 1.0) and read_link({"prompt": "x"}, (4, "auto", 1.0)).num_iterations == "auto"
+    assert read_link({}, mine) is None and read_link({"seed": "7"}, mine) is None
     for damaged in ({"seed": "x"}, {"seed": "-1"}, {"steps": "1e9"}, {"iterations": "nan"}, {"guidance": "inf"}, {"seed": "9" * 5000}):
         with pytest.raises(RequestError):
-            read_link({**query, **damaged})
+            read_link({**query, **damaged}, mine)
+
+
+def test_the_buttons_below_a_picture_are_about_that_picture() -> None:
+    fields = ("another prompt", "", 0, 12, 8, False, 3.0)
+    told = {"prompt": "a red circle", "num_steps": 4, "num_iterations": "auto", "guidance_scale": 2.0, "seed": 10}
+    assert asked_of(None, fields) == fields
+    assert asked_of(Drawn("1.png", told), fields) == ("a red circle", "", 10, 4, 8, True, 2.0)
+    assert asked_of(Drawn("1.png", {**told, "negative_prompt": "blue", "num_iterations": 6}), fields) == ("a red circle", "blue", 10, 4, 6, False, 2.0)
+
+
+def test_defaults_beyond_the_page_become_its_most() -> None:
+    assert within_limits(SamplingDefaults(num_steps=64, num_iterations=48, guidance_scale=12.0)) == (STEPS[1], ITERATIONS[1], GUIDANCE[1])
+    assert within_limits(SamplingDefaults(num_steps=4, num_iterations="auto", guidance_scale=1.0)) == (4, "auto", 1.0)
 
 
 def test_a_visit_remembers_the_newest_pictures() -> None:
@@ -116,6 +135,18 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(models, "MODELS", tmp_path / "demo" / "models")
     monkeypatch.setattr(models, "RUNS", tmp_path / "runs")
     return tmp_path
+
+
+def test_an_exchanged_model_leaves_the_memory(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is built for the first model and lives as long as the server."""
+    nano_pipeline().save_pretrained(disk / "runs" / "03" / "pipeline")
+    model = LoadedModel(nano_pipeline())
+    gone = weakref.ref(model.pipeline.generator)
+    monkeypatch.setattr("demo.app.LoadedModel", lambda *_: model)
+    page = create_demo(model.pipeline)
+    model.switch("runs/03/pipeline")
+    gc.collect()
+    assert gone() is None and page is not None
 
 
 def test_models_on_disk_are_listed_and_one_replaces_another(disk: Path) -> None:

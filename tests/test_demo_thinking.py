@@ -45,14 +45,15 @@ def test_every_depth_is_the_pipelines_own_picture(pipeline: IRISPipeline) -> Non
 
 
 def test_an_opened_drawing_ends_at_the_same_picture_and_stops_where_automatic_does(pipeline: IRISPipeline) -> None:
-    thought = next(thinking_stream(LoadedModel(pipeline))(REQUEST))
+    *shares, thought = thinking_stream(LoadedModel(pipeline))(REQUEST)
+    assert shares == sorted(shares) and len(shares) == 2 * REQUEST.num_steps and shares[-1] == 1.0  # Stop is heard after each step of both drawings
     np.testing.assert_array_equal(thought.trace.image, pixels(pipeline(**REQUEST.arguments()).images[0]))
     assert thought.stops == pipeline(**replace(REQUEST, num_iterations="auto").arguments()).iterations[0]
     assert thought.threshold == pipeline.defaults.exit_threshold
 
 
 def test_the_page_opens_at_the_last_turn_and_its_sliders_reach_every_frame(pipeline: IRISPipeline) -> None:
-    page = scrub_html(next(thinking_stream(LoadedModel(pipeline))(replace(REQUEST, prompt="<script>"))))
+    page = scrub_html(list(thinking_stream(LoadedModel(pipeline))(replace(REQUEST, prompt="<script>")))[-1])
     assert "--i:3;--s:2;--n:4;--m:3" in page and "script" not in page
     assert re.findall(r'type="range" min="1" max="(\d+)"', page) == ["4", "3"]
     assert page.count("<polyline") == 3 and page.count("<circle") <= 3

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from demo import limits
 from demo.app import create_demo, launch_options
-from demo.limits import LimitError, RateLimit, Refusal, VisitorLimits, visitor, visitor_limits, within
+from demo.limits import EVENTS, LimitError, RateLimit, Refusal, VisitorLimits, visitor, visitor_limits, within
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 2), st.floats(0, 7)), max_size=40))
@@ -92,6 +92,7 @@ def test_a_server_with_limits_refuses_with_a_sentence_and_serves_the_others(tmp_
         assert "event: complete" in httpx.get(f"{url}/{reply.json()['event_id']}", timeout=60).text
         assert httpx.post(url, content=b'{"data": ["' + b"x" * 2**20 + b'"]}', headers=other).status_code == 413
         assert httpx.post(url, content=iter([b"{}"]), headers=other).status_code == 411
+        assert httpx.post(f"{page.local_url}gradio_api/run/generate", json=ask, headers=other).status_code >= 400  # past the queue
         address = {"data": [{"deep": [{"path": "https://example.com/x.png", "meta": {"_type": "gradio.FileData"}}]}, "", 1, 1, 1, 1.0]}
         fetch = httpx.post(url, json=address, headers={"x-forwarded-for": "3.3.3.3"})
         assert fetch.status_code == 400 and "upload it first" in fetch.json()["detail"]
@@ -137,3 +138,20 @@ def test_a_stop_is_never_counted() -> None:
     with pytest.raises(Refusal, match="More than 1 requests in 60 seconds"):
         watch.check(asked)
     watch.check({**asked, "path": "/gradio_api/cancel"})
+
+
+def test_the_pages_small_events_have_a_limit_of_their_own() -> None:
+    watch = VisitorLimits(None, RateLimit(1, 60.0))
+    asked = {**scope("1.1.1.1"), "path": "/gradio_api/run/predict", "headers": [(b"content-length", b"5")]}
+    for _ in range(EVENTS):
+        watch.check(asked)
+    watch.check({**asked, "path": "/gradio_api/queue/join"})
+    with pytest.raises(Refusal, match=f"More than {EVENTS} requests"):
+        watch.check(asked)
+
+
+def test_a_length_beside_a_body_in_pieces_is_none() -> None:
+    """Servers read such a body to its last piece, whatever length was told (RFC 9112, section 6.3)."""
+    both = {**scope("1.1.1.1"), "path": "/gradio_api/cancel", "headers": [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")]}
+    with pytest.raises(Refusal, match="Content-Length"):
+        VisitorLimits(None, RateLimit()).check(both)

@@ -125,6 +125,15 @@ def test_a_budget_and_a_carried_state_are_told_and_kept(pipeline: IRISPipeline) 
     assert np.abs(pixels(pipeline(**told))[0].astype(int) - pixels(result)[1]).max() <= 1
 
 
+def test_what_a_picture_tells_draws_it_again_whatever_the_model_would_do_by_itself(pipeline: IRISPipeline) -> None:
+    carrying = copy.copy(pipeline)
+    carrying.defaults = dataclasses.replace(pipeline.defaults, carry_state=True)
+    for options in ({"carry_state": False}, {"carry_state": True}, {"negative_prompt": " "}, {"negative_prompt": "a star"}):
+        result = carrying("a red circle", seed=3, num_steps=3, num_iterations=2, guidance_scale=3.0, **options)
+        told = {name: value for name, value in result.parameters_of(0).items() if not name.startswith("model")}
+        assert np.array_equal(pixels(carrying(**told)), pixels(result)), options
+
+
 def test_seeds_count_up_within_a_prompt(pipeline: IRISPipeline) -> None:
     three = pipeline(["a", "b"], seed=5, num_images=3)
     assert three.seeds == [5, 6, 7, 5, 6, 7]

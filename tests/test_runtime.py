@@ -142,6 +142,9 @@ def test_prompts_are_read_once_and_a_damaged_graph_is_named(exported: Path, tmp_
     (copied / "core.onnx").write_bytes(b"nothing")
     with pytest.raises(RuntimeFailure, match="is missing or damaged"):
         OnnxPipeline(copied)("red apple", num_steps=1)
+    (copied / "tokenizer.json").write_text("{}")
+    with pytest.raises(RuntimeFailure, match="tokenizer"):
+        OnnxPipeline(copied)("red apple", num_steps=1)
 
 
 @exports
@@ -153,6 +156,8 @@ def test_a_model_without_a_text_network_and_a_full_folder_are_refused(pipeline: 
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is not empty"):
         export_onnx(drawn, tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        export_onnx(drawn, tmp_path / "file")
 
 
 @exports

@@ -19,7 +19,7 @@ from demo.model import LoadedModel
 from demo.pictures import data_uri
 from demo.request import MAX_SEED, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, cache_file, on_gpu, runs_until_stopped, sentences
-from demo.settings import number_values, refreshing
+from demo.settings import number_values, refreshing, within_limits
 from demo.status import count, status_html, status_line
 from iris.editing import interpolation
 
@@ -76,7 +76,7 @@ def build_tab(model: LoadedModel) -> Callable[[Callable[..., Any]], Any]:
     runs_until_stopped(
         partial(gr.on, [prompt.submit, other.submit, go.click]), stop, status, _animate_event(stream), inputs, [film, status, numbers.seed, save],
     )
-    _interpolate_endpoint(stream)
+    _interpolate_endpoint(model, stream)
     return refreshing(model, lambda: (gr.update(placeholder=model.example), *number_values(model)),
                       [prompt, numbers.steps, numbers.iterations, numbers.auto, numbers.guidance])
 
@@ -144,11 +144,13 @@ def _animate_event(stream: Filming) -> Callable[..., Iterator[tuple]]:
     return animate
 
 
-def _interpolate_endpoint(stream: Filming) -> None:
+def _interpolate_endpoint(model: LoadedModel, stream: Filming) -> None:
+    steps, depth, scale = within_limits(model.pipeline.defaults)
+
     @sentences
     def interpolate(
-        prompt: str, other_prompt: str = "", seed: int | None = None, other_seed: int | None = None, frames: int = 8, num_steps: int = 8,
-        num_iterations: int | str = 4, guidance_scale: float = 3.0,
+        prompt: str, other_prompt: str = "", seed: int | None = None, other_seed: int | None = None, frames: int = 8, num_steps: int = steps,
+        num_iterations: int | str = depth, guidance_scale: float = scale,
     ) -> tuple[FileData, dict]:
         """Pictures on the way from one prompt and seed to another, as an animation there and back; a preview after every step.
 

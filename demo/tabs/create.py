@@ -3,6 +3,7 @@
 No `from __future__ import annotations` here: `gr.api` reads the endpoint's types from the real annotations.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,9 +18,19 @@ from demo.link import COPY_LINK, read_link
 from demo.model import LoadedModel, example_prompts
 from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.png import PngError, read_png
-from demo.request import MAX_SEED, STEPS, GenerationRequest, RequestError, whole_number
+from demo.request import MAX_SEED, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences
-from demo.settings import MAX_IMAGES, PRIVATE, build_settings, fill, fill_defaults, refreshing, suggestion
+from demo.settings import (
+    MAX_IMAGES,
+    PRIVATE,
+    build_settings,
+    fill,
+    fill_defaults,
+    refreshing,
+    starting_values,
+    suggestion,
+    within_limits,
+)
 from demo.status import count, status_html, status_line
 from demo.visit import Drawn, captions, picked, remember
 from iris.pipeline import IRISPipeline
@@ -94,10 +105,10 @@ def build_tab(model: LoadedModel) -> CreateTab:
     link.click(fn=None, js=COPY_LINK, inputs=request, outputs=link, **PRIVATE)
     _generate_endpoint(model, stream)
 
-    built_for = model.pipeline
+    built_for = weakref.ref(model.pipeline)
 
     def opened(page_request: gr.Request) -> tuple:  # gradio gives the request to a plain function alone, not to a partial
-        return _restore_link(model, page_request.query_params, built_for)
+        return _restore_link(model, page_request.query_params, built_for())
 
     refresh_on = refreshing(model, lambda: (gr.update(placeholder=suggestion(model)), _examples_of(model)), [prompt, examples])
     return CreateTab(think_longer, look_inside, edit, request, chosen, lambda event: event(opened, None, state, **QUEUED), refresh_on)
@@ -170,6 +181,16 @@ def _show_again(visit: list[Drawn], event: gr.SelectData) -> tuple:
     return picture, status_html("A picture of this visit", facts), gr.update(value=drawn.path, interactive=True), enabled, drawn, enabled
 
 
+def asked_of(drawn: Drawn | None, fields: tuple) -> tuple:
+    """What a finished picture was asked with, in the order of `CreateTab.request`; the fields' values before there is one."""
+    if drawn is None:
+        return fields
+    told = drawn.parameters
+    auto = told["num_iterations"] == "auto"
+    return (told["prompt"], told.get("negative_prompt", ""), told["seed"], told["num_steps"], fields[4] if auto else told["num_iterations"], auto,
+            told["guidance_scale"])
+
+
 def _fill_again(model: LoadedModel, drawn: Drawn | None) -> tuple:
     if drawn is None:
         return (gr.skip(),) * 9
@@ -194,10 +215,10 @@ def _filled(model: LoadedModel, told: dict[str, Any]) -> tuple:
     return request.prompt, *fill(model, request)
 
 
-def _restore_link(model: LoadedModel, query: Mapping[str, str], built_for: IRISPipeline) -> tuple:
+def _restore_link(model: LoadedModel, query: Mapping[str, str], built_for: IRISPipeline | None) -> tuple:
     """What a page opens with: the state in its address, or the model's own values where another one has been loaded since."""
     try:
-        request = read_link(query)
+        request = read_link(query, starting_values(model))
     except (RequestError, PromptError) as error:
         gr.Warning(str(error))
         request = None
@@ -228,13 +249,13 @@ def _examples_of(model: LoadedModel) -> gr.Dataset:
 
 def _generate_endpoint(model: LoadedModel, stream: Stream) -> None:
     """The endpoint `/generate`; the first model's defaults become its defaults."""
-    defaults = model.pipeline.defaults
+    steps, depth, scale = within_limits(model.pipeline.defaults)
 
     # gr.api takes the annotation as the type of one yielded value, hence a tuple and not an Iterator.
     @sentences
     def generate(
-        prompt: str, negative_prompt: str = "", seed: int | None = None, num_steps: int = min(defaults.num_steps, STEPS[1]),
-        num_iterations: int | str = defaults.num_iterations, guidance_scale: float = float(defaults.guidance_scale),
+        prompt: str, negative_prompt: str = "", seed: int | None = None, num_steps: int = steps, num_iterations: int | str = depth,
+        guidance_scale: float = scale,
     ) -> tuple[FileData, dict]:
         """Draw a picture from words, with a preview after every step.
 

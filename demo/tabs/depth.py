@@ -17,7 +17,7 @@ from demo.model import LoadedModel
 from demo.pictures import row_html
 from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, GenerationRequest, RequestError, whole_number
 from demo.serving import MODEL_QUEUE, runs_until_stopped, sentences
-from demo.settings import ask_row, refreshing, starting_values, suggestion
+from demo.settings import ask_row, refreshing, starting_values, suggestion, within_limits
 from demo.status import count, status_html, status_line
 from demo.thinking import (
     DEPTHS,
@@ -113,6 +113,9 @@ def _depth_event(model: LoadedModel, compare: Comparing, open_turns: Callable) -
             told = status_html(f"Depth {len(done)} of {len(DEPTHS)}", facts, len(done) / (len(DEPTHS) + 1))
             yield depths_html(done, DEPTHS, request.guidance_factor, size), nothing, told, *[nothing] * 3
         for thought in open_turns(request):
+            if isinstance(thought, float):
+                yield nothing, nothing, status_html("Opening the drawing", facts, (len(DEPTHS) + thought) / (len(DEPTHS) + 1)), *[nothing] * 3
+                continue
             facts = [f"{request.num_steps} × {request.num_iterations}", f"seed {request.seed}", "automatic stopped at " + ", ".join(map(str, thought.stops))]
             yield nothing, scrub_html(thought), status_html("Move the sliders to go back in time", facts), gr.update(visible=True), nothing, nothing
 
@@ -137,12 +140,12 @@ def _refine_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
 
 
 def _compare_endpoint(model: LoadedModel, compare: Comparing) -> None:
-    defaults = model.pipeline.defaults
+    steps, _, scale = within_limits(model.pipeline.defaults)
 
     @sentences
     def compare_depths(
         prompt: str, negative_prompt: str = "", seed: int | None = None, depths: list = [1, 2, 4, 8, 16],  # noqa: B006 - gr.api shows it
-        num_steps: int = min(defaults.num_steps, MAX_STEPS), guidance_scale: float = float(defaults.guidance_scale),
+        num_steps: int = min(steps, MAX_STEPS), guidance_scale: float = scale,
     ) -> tuple[list[FileData], list]:
         """Draw one seed at several numbers of core iterations, to see what thinking longer buys.
 

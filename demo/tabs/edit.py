@@ -33,7 +33,7 @@ from demo.model import LoadedModel
 from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.request import GenerationRequest
 from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences
-from demo.settings import PRIVATE
+from demo.settings import PRIVATE, number_values, refreshing, within_limits
 from demo.status import count, status_html, status_line
 from demo.visit import Drawn
 
@@ -49,9 +49,10 @@ Moments = Callable[[EditJob], Iterator[Progress]]
 
 @dataclass(frozen=True)
 class EditTab:
-    """What the page joins to: receive(drawn) gives values for `inputs`: the picture, what it shows, and its prompt."""
+    """What the page joins to: receive(drawn) gives values for `inputs`: the picture, what it shows, and its prompt; refresh_on(event) follows the model."""
 
     inputs: list[Any]
+    refresh_on: Callable[[Callable[..., Any]], Any]
 
 
 def build_tab(model: LoadedModel) -> EditTab:
@@ -98,7 +99,8 @@ def build_tab(model: LoadedModel) -> EditTab:
     further.click(receive, done, [editor, was, prompt], **PRIVATE)
     _edit_endpoint(model, stream)
     _inpaint_endpoint(model, stream)
-    return EditTab([editor, was, prompt])
+    fields = [numbers.steps, numbers.iterations, numbers.auto, numbers.guidance]
+    return EditTab([editor, was, prompt], refreshing(model, lambda: number_values(model), fields))
 
 
 def receive(drawn: Drawn | None) -> tuple[Any, ...]:
@@ -166,10 +168,12 @@ def _answers(stream: Moments, job: EditJob) -> Iterator[tuple[dict, dict]]:
 
 
 def _edit_endpoint(model: LoadedModel, stream: Moments) -> None:
+    steps, depth, scale = within_limits(model.pipeline.defaults)
+
     @sentences
     def edit(
-        image: FileData, prompt: str, source_prompt: str = "", strength: float = 0.7, seed: int | None = None, num_steps: int = 8,
-        num_iterations: int | str = 4, guidance_scale: float = 3.0,
+        image: FileData, prompt: str, source_prompt: str = "", strength: float = 0.7, seed: int | None = None, num_steps: int = steps,
+        num_iterations: int | str = depth, guidance_scale: float = scale,
     ) -> tuple[FileData, dict]:
         """Change a picture by words: image to image, or prompt to prompt (FlowEdit) when source_prompt says what it shows.
 
@@ -194,10 +198,12 @@ def _edit_endpoint(model: LoadedModel, stream: Moments) -> None:
 
 
 def _inpaint_endpoint(model: LoadedModel, stream: Moments) -> None:
+    steps, depth, scale = within_limits(model.pipeline.defaults)
+
     @sentences
     def inpaint(
-        image: FileData, mask: FileData, prompt: str, strength: float = 1.0, seed: int | None = None, num_steps: int = 8,
-        num_iterations: int | str = 4, guidance_scale: float = 3.0,
+        image: FileData, mask: FileData, prompt: str, strength: float = 1.0, seed: int | None = None, num_steps: int = steps,
+        num_iterations: int | str = depth, guidance_scale: float = scale,
     ) -> tuple[FileData, dict]:
         """Draw a part of a picture anew; pixels outside the mask stay as they are, bit for bit.
 
@@ -225,6 +231,6 @@ def _inpaint_endpoint(model: LoadedModel, stream: Moments) -> None:
 
 def _grey(path: Any, size: int) -> Any:
     """The mask file through the same door as every picture, transparent counting as black."""
-    from iris.data.images import open_image
+    from iris.data.images import UPLOAD_PIXELS, open_image
 
-    return open_image(path, size, background=(0, 0, 0)).max(-1)
+    return open_image(path, size, background=(0, 0, 0), max_pixels=UPLOAD_PIXELS).max(-1)

@@ -20,12 +20,13 @@ from demo.pictures import Shown, row_html
 from demo.ranges import ranges_html
 from demo.request import GUIDANCE, MAX_SEED, STEPS, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, on_gpu, runs_until_stopped, sentences
-from demo.settings import PRIVATE, ask_row, refreshing, starting_values, suggestion
+from demo.settings import PRIVATE, ask_row, refreshing, starting_values, suggestion, within_limits
 from demo.status import count, status_html, status_line
-from iris.evaluation.probes import Trace, trace
+from iris.evaluation.probes import Trace, tracing
 
 # Every iteration is decoded and kept, so a look inside costs more than a picture: fewer iterations than in Create.
 MAX_ITERATIONS = 16
+Looking = Callable[[GenerationRequest], Iterator["int | Trace"]]
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,17 @@ def receive(
     return prompt, negative_prompt, seed, num_steps, depth, guidance_scale
 
 
-def look_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[Trace]]:
-    """A request with a seed and a number of iterations -> its trace; a generator, so that ZeroGPU and Stop treat it like a drawing."""
+def look_stream(model: LoadedModel) -> Looking:
+    """A request with a seed and a number of iterations -> the steps done so far, then the trace: Stop is heard after each step."""
 
     @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
-    def look(request: GenerationRequest) -> Iterator[Trace]:
-        yield trace(model.pipeline, **request.arguments())
+    def look(request: GenerationRequest) -> Iterator[int | Trace]:
+        yield (yield from tracing(model.pipeline, **request.arguments()))
 
     return look
 
 
-def _look_event(model: LoadedModel, look: Callable[[GenerationRequest], Iterator[Trace]]) -> Callable[..., Iterator[tuple]]:
+def _look_event(model: LoadedModel, look: Looking) -> Callable[..., Iterator[tuple]]:
     """The page's own event: settings -> (filmstrip, status)."""
 
     @sentences
@@ -109,6 +110,9 @@ def _look_event(model: LoadedModel, look: Callable[[GenerationRequest], Iterator
         cost = [count(request.max_core_passes, "core pass"), f"seed {request.seed}"]
         yield gr.skip(), status_html(f"Looking at {count(request.num_steps, 'step')}", cost)
         for result in look(request):
+            if isinstance(result, int):
+                yield gr.skip(), status_html(f"Step {result} of {request.num_steps}", cost, result / request.num_steps)
+                continue
             yield filmstrip_html(result, model.pipeline.defaults.exit_threshold), status_html(f"{count(result.num_steps, 'step')}, {count(result.num_iterations, 'iteration')} each", cost)
 
     return watch
@@ -151,14 +155,14 @@ def _silence_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
     return silence
 
 
-def _inspect_endpoint(model: LoadedModel, look: Callable[[GenerationRequest], Iterator[Trace]]) -> None:
+def _inspect_endpoint(model: LoadedModel, look: Looking) -> None:
     """The endpoint `/inspect`."""
-    defaults = model.pipeline.defaults
+    steps, _, scale = within_limits(model.pipeline.defaults)
 
     @sentences
     def inspect(
-        prompt: str, negative_prompt: str = "", seed: int | None = None, num_steps: int = min(defaults.num_steps, STEPS[1]),
-        num_iterations: int = 8, guidance_scale: float = float(defaults.guidance_scale),
+        prompt: str, negative_prompt: str = "", seed: int | None = None, num_steps: int = steps, num_iterations: int = 8,
+        guidance_scale: float = scale,
     ) -> dict:
         """Take one drawing apart: gates, contributions and state change of every step, iteration and layer.
 
@@ -171,14 +175,17 @@ def _inspect_endpoint(model: LoadedModel, look: Callable[[GenerationRequest], It
             guidance_scale: how strictly to follow the prompt, 0 to 10; 1 means without guidance.
 
         Returns:
-            The request, with the seed used; timesteps of every step (1 is noise, 0 the picture); gates
+            After every step the request, with the seed used, and the step; with the last one also timesteps of every step (1 is noise, 0 the picture); gates
             [step][iteration][layer][row][column] from 0 (recurrence) to 1 (Fourier); shares [step][iteration][layer] of the
             Fourier, recurrent and spatial path; changes [step][iteration], the relative change of the token that moves most.
         """
         request = _parse(prompt, negative_prompt, seed, num_steps, num_iterations, guidance_scale)
         for result in look(request):
+            if isinstance(result, int):
+                yield {**request.to_dict(), "step": result, "finished": False}
+                continue
             yield {
-                **request.to_dict(),
+                **request.to_dict(), "step": result.num_steps, "finished": True,
                 "timesteps": [round(float(t), 4) for t in result.timesteps],
                 "gates": result.gates.round(3).tolist(), "shares": result.shares.mean((3, 4)).round(4).tolist(),
                 "changes": result.changes.max((2, 3)).round(5).tolist(),

@@ -6,8 +6,10 @@ Results are frozen dataclasses of numpy arrays that `figures.py` draws.
 
 from __future__ import annotations
 
+from collections.abc import Generator as Steps
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,12 +162,21 @@ def _record(maps: Sequence[MixerMaps], tokens: Tensor, previous: Tensor) -> dict
     }
 
 
-@torch.inference_mode()
-def trace(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | None = None, num_iterations: int | None = None,
-          guidance_scale: float | None = None, negative_prompt: str | None = None, sampler: str | None = None) -> Trace:
-    """Draw one picture as `pipe(prompt, seed=seed, ...)` does, and keep what every iteration of every step did.
+def trace(pipe: IRISPipeline, prompt: str, *arguments: Any, **options: Any) -> Trace:
+    """Draw one picture as `pipe(prompt, seed=seed, ...)` does, and keep what every iteration of every step did; see `tracing`."""
+    steps = tracing(pipe, prompt, *arguments, **options)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
-    The picture is the same one. Depth is a fixed number here (the trained mean where the model's default is "auto").
+
+def tracing(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | None = None, num_iterations: int | None = None,
+            guidance_scale: float | None = None, negative_prompt: str | None = None, sampler: str | None = None) -> Steps[int, None, Trace]:
+    """`trace` step by step: yields the number of steps done after each, so that it can be watched and stopped, and returns the trace.
+
+    The picture is the one that the pipeline draws. Depth is a fixed number here (the trained mean where the model's default is "auto").
     Raises ProbeError for "auto" or a depth out of range.
     """
     defaults = pipe.defaults
@@ -176,14 +187,22 @@ def trace(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | None 
         raise ProbeError(f"num_iterations is {depth!r}; a trace needs a fixed number from {low} to {high}.")
     prompt = clean_prompt(prompt)
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    context, away = pipe.contexts([prompt], negative_prompt)
+    with torch.inference_mode():
+        context, away = pipe.contexts([prompt], negative_prompt)
     velocity = _RecordingVelocity(pipe.generator, context, away, scale, depth, defaults.carry_state)
     noise = initial_noise([seed], _latent_shape(pipe), pipe.device)
     schedule = timestep_schedule(defaults.num_steps if num_steps is None else num_steps)
-    latents = last_step(SAMPLERS[sampler or defaults.sampler](velocity, noise, schedule, [seed])).latents
+    solver, previews = SAMPLERS[sampler or defaults.sampler](velocity, noise, schedule, [seed]), []
+    while True:
+        with torch.inference_mode():  # not around the yield: another's code runs there
+            step = next(solver, None)
+            if step is None:
+                break
+            latents = step.latents
+            previews += [_pixels(pipe, call["data"]) for call in velocity.calls[len(previews):]]
+        yield step.index
     arrays = {name: np.stack([call[name].float().cpu().numpy() for call in velocity.calls]) for name in velocity.calls[0] if name != "data"}
-    previews = np.stack([_pixels(pipe, call["data"]) for call in velocity.calls])
-    return Trace(prompt, seed, float(scale), np.array(velocity.times), previews=previews, image=_pixels(pipe, latents)[0], **arrays)
+    return Trace(prompt, seed, float(scale), np.array(velocity.times), previews=np.stack(previews), image=_pixels(pipe, latents)[0], **arrays)
 
 
 def _latent_shape(pipe: IRISPipeline) -> tuple[int, int, int]:

@@ -72,7 +72,7 @@ class OnnxPipeline:
         texts = [spell_emoji(without_control(clean_prompt(prompt))) for prompt in prompts]
         new = [text for text in dict.fromkeys(texts) if text not in self._read]
         if new:
-            tokens = Tokenizer.from_file(str(self.folder / TOKENIZER_FILE)).encode_batch(new)
+            tokens = self._tokenizer().encode_batch(new)
             ids = np.array([token.ids for token in tokens], dtype=np.int64)
             mask = np.array([token.attention_mask for token in tokens], dtype=np.int64)
             states = self._session("text_encoder").run(None, {"input_ids": ids, "attention_mask": mask})[0]
@@ -81,6 +81,12 @@ class OnnxPipeline:
             self._read.update({text: (states[row], mask[row].astype(bool)) for row, text in enumerate(new)})
         rows = [self._read[text] if text in self._read else self._one(text) for text in texts]
         return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
+    def _tokenizer(self) -> Tokenizer:
+        try:
+            return Tokenizer.from_file(str(self.folder / TOKENIZER_FILE))
+        except Exception as error:   # the library raises nothing more particular
+            raise RuntimeFailure(f"{self.folder / TOKENIZER_FILE} is missing or damaged; export the model again.") from error
 
     def _one(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         states, mask = self.states([text])
