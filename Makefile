@@ -26,7 +26,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m demo.app --port $(PORT) $(if $(MODEL),--model $(MODEL))
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n logical --dist loadfile
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m reports.reliability
