@@ -10,6 +10,7 @@ import torch
 
 from iris.checkpoint import resolve_folder
 from iris.pipeline import IRISPipeline
+from iris.places import can_draw
 from iris.prompts import without_control
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,7 +102,7 @@ def shipped_models(folder: Path = MODELS) -> list[Path]:
 
 def folders_on_disk(models: Path | None = None, runs: Path | None = None) -> list[Path]:
     """Model folders in demo/models, then those of finished runs, the newest first. Stage-1 folders, which cannot draw, are left out."""
-    trained = [path.parent for path in (runs or RUNS).glob("**/pipeline/manifest.json") if "generator" in path.read_text(encoding="utf-8")]
+    trained = [folder for folder in (runs or RUNS).glob("**/pipeline") if can_draw(folder)]
     return shipped_models(models or MODELS) + sorted(trained, key=lambda folder: (folder / "manifest.json").stat().st_mtime, reverse=True)
 
 

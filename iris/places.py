@@ -51,7 +51,8 @@ def is_of_a_stage(name: str) -> bool:
 
 def can_draw(folder: Path) -> bool:
     """Whether a model folder holds a generator; stage 1 leaves an autoencoder alone."""
-    return (folder / "manifest.json").is_file() and any(folder.glob("generator-*.safetensors"))
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and "generator" in manifest.read_text(encoding="utf-8")
 
 
 def newest_pipeline(runs: str | Path = "runs") -> str:

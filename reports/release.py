@@ -130,7 +130,8 @@ def _thinking(depth: dict[str, Any]) -> str:
     fixed = depth.get("fixed", []) if depth["carry_state"] else []  # beside auto, which carries its state too
     rows = [*depth["by_iterations"], *fixed, automatic["outcome"]]
     table = "\n".join(f"| {row['setting']} | " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows)
-    auto_share = (f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth of equal quality" if automatic["equal"] else
+    as_good = "draws as many scenes right" if automatic["outcome"].get("right") else "comes as near to real pictures"
+    auto_share = (f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth that {as_good}" if automatic["equal"] else
                   f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest good fixed depth, but does not draw as well")
     efforts = ", ".join(f"{name} {steps} x {iterations}" for name, (steps, iterations) in depth["frontier"].items())
     return f"""By `python -m iris.evaluation depth RUN/pipeline{_exam(depth)} --json`, steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}:

@@ -17,10 +17,8 @@ from iris.training.loop import OnLog, TrainConfig
 from iris.training.stages import train_autoencoder
 
 
-def configure(name: str, image_size: int = 0, changes: Collection[str] = (), init: str | Path = "", iterations: int = 0) -> IRISConfig:
-    """The preset called `name`, for pictures of `image_size` pixels and training steps of at least `iterations` of the core (0: the
-
-    preset's own), with `changes` such as "generator.mixer=attention".
+def configure(name: str, image_size: int = 0, changes: Collection[str] = (), init: str | Path = "") -> IRISConfig:
+    """The preset called `name`, for pictures of `image_size` pixels (0: the preset's own), with `changes` such as "generator.mixer=attention".
 
     With a model folder or hub id `init` its own configuration stands for the preset, if that is the one it was made from: an
     older release is trained on as it was built. Without a `name` it is `init`'s, or "micro". Raises ConfigError when they do not fit.
@@ -30,8 +28,6 @@ def configure(name: str, image_size: int = 0, changes: Collection[str] = (), ini
     overrides = dict(map(_read_change, changes))
     if image_size:
         overrides |= {"autoencoder__image_size": image_size, "generator__latent_size": image_size // base.autoencoder.downsample}
-    if iterations:
-        overrides["generator__mean_iterations"] = iterations
     return changed(base, **overrides)
 
 

@@ -246,8 +246,8 @@ def _lineage(folder: str | Path | None) -> dict[str, Any]:
     """What went into the model in a folder: `before`, its generator's trainings, the first one first, and what its autoencoder saw."""
     told = _training_of(folder)
     if told.get("stage", 1) == 1:  # made no generator
-        seen = [part for data in (told.get("autoencoder_data", ""), told.get("data", "")) for part in data.split("+") if part]
-        return {"before": [], "autoencoder_data": "+".join(dict.fromkeys(seen))}
+        seen = dict.fromkeys(filter(None, (told.get("autoencoder_data"), told.get("data"))))  # its own beginning's, and its own
+        return {"before": [], "autoencoder_data": "+".join(seen)}
     own = {key: value for key, value in told.items() if key != "before"}
     return {"before": [*told.get("before", []), own], "autoencoder_data": told.get("autoencoder_data", "")}
 
