@@ -348,7 +348,7 @@ def test_the_learning_rate_depends_on_the_step_alone() -> None:
     assert dataclasses.replace(train, minutes=5.0, log_every=7).rate(33) == train.rate(33)
 
 
-@pytest.mark.parametrize(("field", "value"), [("train_steps", 0), ("batch_size", 0), ("log_every", 0), ("eval_every", -1), ("precision", "int8"), ("ema_decay", 1.0)])
+@pytest.mark.parametrize(("field", "value"), [("train_steps", 0), ("batch_size", 0), ("log_every", 0), ("eval_every", -1), ("precision", "int8"), ("ema_decay", 1.0), ("decay_share", 1.5)])
 def test_a_recipe_that_cannot_run_is_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{field} is"):
         TrainConfig(**{field: value})

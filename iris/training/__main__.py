@@ -38,9 +38,9 @@ RECIPES = {Stage.autoencoder: stages.train_autoencoder, Stage.class_conditional:
 BATCH_SIZES = {Stage.autoencoder: 16, Stage.class_conditional: 64, Stage.text_to_image: 64, Stage.aesthetic: 64, Stage.distill: 8}
 LEARNING_RATES = {Stage.autoencoder: 2e-3, Stage.class_conditional: 1e-3, Stage.text_to_image: 1e-3, Stage.aesthetic: 3e-4, Stage.distill: 5e-4}
 
-_OF_FLOW = {"exit_weight", "warm_start", "logit_mean", "coarse_until"}
+_OF_FLOW = {"exit_weight", "warm_start", "logit_mean", "coarse_until", "grad_iterations"}
 LOSS_OPTIONS = {Stage.autoencoder: set(), Stage.class_conditional: _OF_FLOW, Stage.text_to_image: _OF_FLOW, Stage.aesthetic: _OF_FLOW,
-                Stage.distill: {"exit_weight", "guidance_scale"}}
+                Stage.distill: {"exit_weight", "grad_iterations", "guidance_scale"}}
 
 
 class _Follower(Run):
@@ -88,6 +88,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="end by the clock, if train-steps are not reached before; 0 = never")] = 0.0,
     batch_size: Annotated[int | None, typer.Option(help="examples a step over all processes; that of the stage's notebook when left out")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="peak rate of AdamW, Muon takes three times that; likewise. Training a finished model on wants a third of it")] = None,
+    decay_share: Annotated[float, typer.Option(help="the share of the steps over which the rate falls, at the end")] = 0.5,
     mirror: Annotated[str, typer.Option(help="a second folder to keep a copy of the run in; a new machine continues from it")] = "",
     start_over: Annotated[bool, typer.Option("--start-over", help="put aside what an earlier run left in its folder")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
@@ -99,16 +100,18 @@ def main(
     warm_start: Annotated[float | None, typer.Option(help="share of the steps that start from the state of a noisier time; likewise")] = None,
     logit_mean: Annotated[float | None, typer.Option(help="where noise levels are drawn: the mean of ln(t / (1 - t)); higher = more noise, more about where things stand")] = None,
     coarse_until: Annotated[int | None, typer.Option(help="so many steps first at high noise and two iterations, for where things stand; likewise")] = None,
+    grad_iterations: Annotated[int | None, typer.Option(min=1, help="so many iterations are differentiated, the last ones; with fewer, more pictures a second go by")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="distill: the teacher's guidance, which goes into the student")] = None,
 ) -> None:
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
     if stage is not Stage.autoencoder and not init:
         raise typer.BadParameter(f"stage {stage.value} needs --init, the model of an earlier stage, such as RUN/pipeline or demo/models/iris-scenes.")
-    loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until, guidance_scale=guidance_scale)
+    loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until,
+                                 grad_iterations=grad_iterations, guidance_scale=guidance_scale)
     config = configure(preset, changes=set_, init=init)
     pictures, held_out = load_pictures(data, config, limit)
     batch_size, learning_rate = batch_size or BATCH_SIZES[stage], LEARNING_RATES[stage] if learning_rate is None else learning_rate
-    train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer, compile_)
+    train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer, compile_, decay_share)
     options = ({"init": init} if init else {}) | loss_options
     first = join_processes().is_main_process
     folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(run.expanduser().resolve())

@@ -80,6 +80,8 @@ class TrainConfig:
             raise ConfigError(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer is {self.optimizer!r}; use one of {', '.join(OPTIMIZERS)}.")
+        if not 0 <= self.decay_share <= 1:
+            raise ConfigError(f"decay_share is {self.decay_share}; use 0 to 1.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay is {self.ema_decay}; use 0 or more and less than 1.")
 

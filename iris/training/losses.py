@@ -155,6 +155,8 @@ class RectifiedFlowLoss:
                  warm_start: float = 0.0, free_from: int = 0, coarse_until: int = 0) -> None:
         if weighting not in ("none", "specification"):
             raise ConfigError(f"weighting is {weighting!r}; use 'none' or 'specification'.")
+        if grad_iterations < 1:
+            raise ConfigError(f"grad_iterations is {grad_iterations}; use 1 or more.")
         self.logit_mean, self.logit_std, self.shift = logit_mean, logit_std, shift
         self.caption_dropout, self.grad_iterations = caption_dropout, grad_iterations
         self.weighting, self.random_depth = weighting, random_depth

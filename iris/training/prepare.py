@@ -50,10 +50,10 @@ def load_pictures(data: str, config: IRISConfig, limit: int = 0, held_out_limit:
 
 
 def plan_training(train_steps: int, minutes: float, batch_size: int, learning_rate: float, precision: str = "auto", seed: int = 0,
-                  optimizer: str = "muon", compile: bool = False) -> TrainConfig:
+                  optimizer: str = "muon", compile: bool = False, decay_share: float = 0.5) -> TrainConfig:
     """A TrainConfig whose warm-up, logging and evaluation suit its length: 5 % warm-up up to 200 steps, 200 rows, at most 20 evaluations."""
     return TrainConfig(train_steps=train_steps, minutes=minutes, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed,
-                       optimizer=optimizer, compile=compile,
+                       optimizer=optimizer, compile=compile, decay_share=decay_share,
                        warmup_steps=min(200, max(1, train_steps // 20)), log_every=min(50, max(1, train_steps // 200)),
                        eval_every=max(10, train_steps // 20))
 
