@@ -6,6 +6,7 @@ meets mixtures of types that no training on a CPU shows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,18 +31,25 @@ TO_FP32 = {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.sof
 
 
 class CudaCasts(TorchFunctionMode):
-    """Casts arguments as CUDA's autocast would; an inner `torch.autocast(..., enabled=False)` switches it off."""
+    """Casts arguments as CUDA's autocast would; an inner `torch.autocast(..., enabled=False)` switches it off.
+
+    A weight's cast is kept and taken again, whether it was made with a graph or not, as torch does before 2.10 (pytorch issue 158232).
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype, self.on = dtype, True
+        self.kept: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         wanted = self.dtype if function in TO_LOW else torch.float32 if function in TO_FP32 else None
 
         def cast(value: Any) -> Any:
-            casts = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-            return value.to(wanted) if casts else value
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float64:
+                return value
+            if wanted == self.dtype and value.is_leaf and value.requires_grad:
+                return self.kept.setdefault(id(value), value.to(wanted))
+            return value.to(wanted)
 
         if self.on and wanted is not None:
             args, kwargs = tree_map(cast, (args, kwargs or {}))
@@ -63,6 +71,7 @@ def casts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             mode.on = self.before
 
     monkeypatch.setattr(torch, "autocast", Autocast)
+    monkeypatch.setattr(torch, "clear_autocast_cache", mode.kept.clear)
     with mode:
         yield mode
 
@@ -88,6 +97,17 @@ def test_a_step_of_the_flow_as_a_gpu_casts_it(casts: CudaCasts, mixer: str, stri
     output = loss(generator, loss.draw(generator, batch(config), torch.Generator().manual_seed(0)))
     output.loss.backward()
     assert output.loss.dtype == torch.float32 and bool(output.loss.isfinite()) and gradients_are_finite(generator)
+
+
+@pytest.mark.parametrize(("depth", "warm"), [(5, False), (3, False), (2, True), (1, True)])
+def test_a_weight_that_was_cast_without_a_graph_learns_all_the_same(casts: CudaCasts, depth: int, warm: bool) -> None:
+    config = preset("nano")
+    generator = build_generator(config)
+    loss = RectifiedFlowLoss(grad_iterations=2)
+    draw = loss.draw(generator, batch(config), torch.Generator().manual_seed(0))
+    draw = dataclasses.replace(draw, depth=depth, warm_from=(draw.t + 0.1).clamp_max(1.0) if warm else None, warm_depth=3)
+    loss(generator, draw).loss.backward()
+    assert [name for name, parameter in generator.named_parameters() if parameter.grad is None] == []
 
 
 def test_a_step_of_the_student_as_a_gpu_casts_it(casts: CudaCasts) -> None:

@@ -239,9 +239,12 @@ class Generator(nn.Module):
         """
         if num_iterations < 1:
             raise ValueError(f"num_iterations is {num_iterations}; use 1 or more.")
-        tokens = torch.zeros_like(embedded.injected) if state is None else state.to(embedded.injected)
+        tokens, had_graph = torch.zeros_like(embedded.injected) if state is None else state.to(embedded.injected), True
         for iteration in range(1, num_iterations + 1):
             keep_graph = torch.is_grad_enabled() and (differentiated is None or iteration in differentiated)
+            if keep_graph and not had_graph:
+                torch.clear_autocast_cache()  # torch before 2.10 takes the cast made without a graph again, and the weight learns nothing
+            had_graph = keep_graph
             with torch.set_grad_enabled(keep_graph):
                 current = self.core(tokens, embedded.injected, embedded.condition, context, iteration, record)
             yield current

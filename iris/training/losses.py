@@ -208,6 +208,7 @@ class RectifiedFlowLoss:
         embedded = module.embed(interpolate(draw.latents, draw.noise, draw.warm_from).z_t, draw.warm_from)
         for current in module.iterate(embedded, context, draw.warm_depth):
             state = current.tokens
+        torch.clear_autocast_cache()  # as in Generator.iterate: these casts of the weights have no graph
         return state
 
     def _read(self, module: nn.Module, z_t: Tensor, t: Tensor, context: TextContext, draw: FlowDraw, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
