@@ -67,10 +67,11 @@ def test_rows_that_are_missing_mute_or_point_elsewhere_are_counted(kind: str, tm
     root = tmp_path / "data"
     (tmp_path / "secret.png").write_bytes(png(1))
     rows = make_rows(root)
+    (root / "mute.png").write_bytes(png(1))
     for bad, reason in (({"file_name": "gone.png", "text": "x"}, "missing"), ({"file_name": "../secret.png", "text": "x"}, "missing"),
                         ({"file_name": str(tmp_path / "secret.png"), "text": "x"}, "missing"), ({"file_name": "a\0b.png", "text": "x"}, "missing"),
                         ({"file_name": "x" * 5000, "text": "x"}, "missing"), ({"text": "no name"}, "missing"),
-                        ({"file_name": "0000.png", "text": " \n\0"}, "no caption"), *([("[1, 2]", "no caption"), ("{broken", "no caption")] if kind == "jsonl" else [])):
+                        ({"file_name": "mute.png", "text": " \n\0"}, "no caption"), *([("[1, 2]", "no caption"), ("{broken", "no caption")] if kind == "jsonl" else [])):
         write(root, [*rows, bad], kind)
         data = ImageFolder(root, 16, "all")
         assert len(data) == GOOD and sum(data.skipped.values()) == 1 and reason in (*data.skipped, "missing", "no caption"), f"{bad}: {data.skipped}"

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from iris.data import DataError, Example, ImageFolder, Mixture, Scenes, emoji_of, load_dataset_by_name, open_image
+from iris.data.base import fingerprint
 from iris.data.emoji import PACKS
 from iris.data.images import ImageError
 from iris.data.pictures import PixelStore, Record, clean_captions, collect, in_split
@@ -58,6 +59,7 @@ def make_folder(root, count: int, captions: str = "csv"):
     ("RGB", RED, "PNG", RED), ("L", 100, "PNG", (100,) * 3), ("1", 1, "PNG", WHITE), ("P", 0, "GIF", None), ("LA", (9, 0), "PNG", WHITE),
     ("RGBA", (0, 255, 0, 0), "PNG", WHITE), ("RGBA", (255, 0, 0, 255), "WEBP", RED), ("CMYK", (0, 0, 0, 255), "JPEG", (0, 0, 0)),
     ("I;16", 25700, "PNG", (100,) * 3), ("I;16", 65535, "TIFF", WHITE), ("F", 0.5, "TIFF", (128,) * 3),
+    ("F", 100.0, "TIFF", (100,) * 3), ("I", 100, "TIFF", (100,) * 3), ("I", 25700, "TIFF", (100,) * 3),
 ])
 def test_every_mode_becomes_the_same_rgb(mode, colour, kind, expected):
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -122,7 +124,7 @@ def test_what_cannot_be_used_is_one_sentence(data, reason, tmp_path):
 def test_captions_are_cleaned():
     assert clean_captions("  a\tred\x00 circle \n") == ("a red circle",)
     assert clean_captions(["b", "", None, "b", b"c", 3]) == ("b",)
-    assert clean_captions(b"bytes \xff") == ("bytes \ufffd",)
+    assert clean_captions("café".encode()) == clean_captions("café".encode("cp1252")) == clean_captions("café".encode("utf-16")) == ("café",)
     assert clean_captions(None) == () and clean_captions(" \n") == ()
     assert len(clean_captions("x" * 5000)[0]) == 1000
 
@@ -191,7 +193,8 @@ def test_a_captioned_folder(tmp_path, captions):
     assert not {e.key for e in train} & {e.key for e in held_out}
     for example in whole:
         assert example.captions[0] == f"picture number {number_of(example.image)}"
-    assert whole[0].captions == (("picture number 0", "number 0") if captions == "txt" else ("picture number 0",))
+    first = next(example for example in whole if example.key == "0000.png")
+    assert first.captions == (("picture number 0", "number 0") if captions == "txt" else ("picture number 0",))
     assert [e.key for e in ImageFolder(root, 16, "train", limit=7)] == [e.key for e in train][:7]
 
 
@@ -200,7 +203,67 @@ def test_a_folder_of_folders_is_labelled_by_their_names(tmp_path):
         make_folder(tmp_path / "zoo" / name, 3, captions="none")
     data = ImageFolder(tmp_path / "zoo", 16, "all")
     assert Counter(e.label for e in data) == {"sea horse": 3, "apple": 3}
-    assert data[0].captions == ("a photo of an apple",) and data[0].key == "apple/0000.png"
+    assert {e.key: e.captions for e in data}["apple/0000.png"] == ("a photo of an apple",)
+
+
+def test_a_prefix_of_a_folder_is_a_fair_sample(tmp_path):
+    for name in ("apple", "banana", "cherry", "date"):
+        make_folder(tmp_path / "fruit" / name, 40, captions="none")
+    counts = Counter(e.label for e in ImageFolder(tmp_path / "fruit", 16, limit=60))
+    assert len(counts) == 4 and min(counts.values()) >= 8
+
+
+def test_metadata_speaks_for_its_folder_and_those_below(tmp_path):
+    root = tmp_path / "zoo"
+    make_folder(root / "train", 30)
+    make_folder(root / "more", 2, captions="none")
+    (root / "train" / "deep").mkdir()
+    picture(99).save(root / "train" / "deep" / "unlisted.png")
+    told = {e.key: e.captions for e in ImageFolder(root, 16, "all")}
+    assert len(told) == 32 and told["train/0007.png"] == ("picture number 7",) and told["more/0001.png"] == ("a photo of a more",)
+
+
+def test_what_a_system_leaves_in_a_folder_is_no_picture(tmp_path):
+    root = make_folder(tmp_path / "art", 30, captions="txt")
+    for shadow in (".ipynb_checkpoints/0001-checkpoint.png", "__MACOSX/._0001.png", "._0002.png"):
+        (root / shadow).parent.mkdir(exist_ok=True)
+        (root / shadow).write_bytes(b"no picture")
+    data = ImageFolder(root, 16, "all")
+    assert len(data) == 30 and not data.skipped
+
+
+def test_rows_of_one_picture_are_its_captions_and_never_in_both_splits(tmp_path):
+    root = make_folder(tmp_path / "art", 20, captions="none")
+    rows = [f"{i:04d}.png,{words} {i}" for i in range(20) for words in ("picture number", "number", "no.")]
+    (root / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+    train, held_out = (ImageFolder(root, 16, split) for split in ("train", "held_out"))
+    assert len(train) + len(held_out) == 20 and not {e.key for e in train} & {e.key for e in held_out}
+    assert all(len(e.captions) == 3 for e in train)
+
+
+def test_a_plain_csv_of_excel_a_class_of_zero_and_a_linked_picture_are_read(tmp_path):
+    root, elsewhere = tmp_path / "art", make_folder(tmp_path / "blobs", 20, captions="none")
+    root.mkdir()
+    for number in range(20):
+        (root / f"é{number}.png").symlink_to(elsewhere / f"{number:04d}.png")
+    (root / "metadata.csv").write_bytes("\r\n".join(["file_name,text,label", *(f"é{i}.png,a child’s café,{i % 2}" for i in range(20))]).encode("cp1252"))
+    data = ImageFolder(root, 16, "all")
+    assert len(data) == 20 and {e.captions for e in data} == {("a child’s café",)} and Counter(e.label for e in data) == {"0": 10, "1": 10}
+    (root / "metadata.csv").unlink()
+    (root / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"é{i}.png", "label": i % 2}) for i in range(20)))
+    assert {e.captions for e in ImageFolder(root, 16, "all")} == {("a photo of a 0",), ("a photo of a 1",)}
+
+
+def test_a_fingerprint_sees_every_word_of_a_large_folder(tmp_path):
+    root = make_folder(tmp_path / "art", 40)
+    before = fingerprint(ImageFolder(root, 16, "all"), most=5)
+    table = root / "metadata.csv"
+    words = table.read_text()
+    for number in range(40):
+        table.write_text(words.replace(f"{number:04d}.png,picture", f"{number:04d}.png,photograph"))
+        assert fingerprint(ImageFolder(root, 16, "all"), most=5) != before
+    table.write_text(words)
+    assert fingerprint(ImageFolder(root, 16, "all"), most=5) == before
 
 
 def test_a_tiny_folder_still_has_both_splits(tmp_path):

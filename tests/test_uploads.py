@@ -47,6 +47,20 @@ def test_a_good_archive_comes_out_byte_for_byte_and_trains(tmp_path: Path) -> No
     assert not any(path.stat().st_mode & 0o111 for path in (tmp_path / "out").rglob("*.*"))
 
 
+def test_names_as_macos_writes_them_are_taken_as_they_are_meant(tmp_path: Path) -> None:
+    """Archive Utility stores UTF-8 without the flag that says so; a screenshot's name has a narrow no-break space."""
+    name = "Kätzchen/Screenshot 3.04.12\u202fPM.png"
+    file = archive(tmp_path / "mac.zip", [*good(), (name, png(2))])
+    data = bytearray(file.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):
+        at = data.rfind(header, 0, data.rfind(name.encode()) if flags == 9 else data.find(name.encode()))
+        assert data[at + flags] & 0x08
+        data[at + flags] &= ~0x08
+    file.write_bytes(data)
+    told = unpack_zip(file, tmp_path / "out")
+    assert listing(told.folder) == dict(good()) | {name: png(2)}
+
+
 def link(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16

@@ -2,6 +2,8 @@
 
 from iris.data.base import DataError, Example, ImageDataset, cache_dir
 from iris.data.emoji import Emoji, emoji_packs
+from iris.data.folder import ImageFolder
+from iris.data.images import open_image
 from iris.data.scenes import (
     SceneFacts,
     SceneReport,
@@ -13,7 +15,7 @@ from iris.data.scenes import (
     render_scene,
     sample_scene,
 )
-from iris.data.sources import HUB_ENTRIES, ImageFolder, Mixture, emoji_of, load_dataset_by_name, open_image, streams
+from iris.data.sources import HUB_ENTRIES, Mixture, emoji_of, load_dataset_by_name, streams
 from iris.data.uploads import Unpacked, unpack_zip
 
 __all__ = [

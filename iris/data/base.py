@@ -47,11 +47,14 @@ class ImageDataset(Protocol):
 
 
 def fingerprint(dataset: ImageDataset, most: int = 2000) -> str:
-    """Sixteen hex digits of what a data set holds: name, length, and the key, captions and pixels of at most `most` pictures, evenly spread.
+    """Sixteen hex digits of what a data set holds: name, length, and the key, captions and pixels of at most `most` pictures, evenly spread;
 
-    Up to that size no change of a picture or a word goes unseen.
+    where the words are at hand (`told`, see PictureSet), all of them. Up to that size no change of a picture or a word goes unseen.
     """
     digest = hashlib.sha256(f"{dataset.name} {len(dataset)}".encode())
+    for part in getattr(dataset, "parts", (dataset,)):
+        if hasattr(part, "told"):
+            digest.update(repr(part.told).encode())
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)):
         example = dataset[int(index)]
         digest.update(repr((example.key, example.captions, example.label, example.image.shape)).encode())

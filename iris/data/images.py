@@ -90,12 +90,14 @@ def _to_pixels(image: Image.Image, size: int, background: tuple[int, int, int]) 
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16- and 32-bit grey -> 8-bit grey by its top byte; PIL's own conversion would clip everything above 255 to white."""
+    """Grey of 16 bits by its top byte, of 32 bits or floats by the range that its largest value is of; PIL's own conversion would clip everything above 255 to white."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
-    scale = 65535.0 if image.mode == "F" and values.max(initial=0.0) <= 1.0 else 1.0
+    most = float(values.max(initial=0.0))
+    ranges = (65535.0,) if image.mode.startswith("I;16") else (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    white = next((end for end in ranges if most <= end), most)
     grey = np.empty(values.shape, np.uint8)
     for rows in range(0, len(values), 64):  # in strips: in float64 the whole picture would take four times its memory
-        grey[rows:rows + 64] = np.clip(values[rows:rows + 64].astype(np.float64) * scale / 257.0, 0, 255).round()
+        grey[rows:rows + 64] = np.clip(values[rows:rows + 64].astype(np.float64) * (255.0 / white), 0, 255).round()
     return Image.fromarray(grey)

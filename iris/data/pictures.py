@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import logging
 import shutil
@@ -10,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,12 @@ from iris.data.images import ImageError, open_image
 
 log = logging.getLogger("iris.data")
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+METADATA = ("metadata.csv", "metadata.jsonl")
 MEMORY_BYTES = 2 * 2**30  # decoded pixels beyond this go to a temporary file
 MAX_SKIPPED_SHARE = 0.01
 _DISK_RESERVE = 2**30
-_MAX_CAPTIONS, _MAX_CAPTION_LENGTH = 16, 1000
+MAX_CAPTIONS, _MAX_CAPTION_LENGTH = 16, 1000
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt", "description", "sentence", "sentences", "txt")
 SPLITS = ("train", "held_out", "all")
 
@@ -40,18 +44,42 @@ class Record:
     label: str = ""
 
 
+def text_of(data: bytes, cut: bool = False) -> str:
+    """The text of a file: UTF-16 by its mark, else UTF-8, else the code page of Windows in which Excel writes a plain CSV.
+
+    cut: `data` is a file's beginning, and may end within a character.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=not cut)
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def is_hidden(inside: PurePath) -> bool:
+    """Whether a path, seen from its data set's folder, is a system's own: .DS_Store, .ipynb_checkpoints, macOS's shadows of files."""
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in inside.parts)
+
+
 def clean_captions(value: Any) -> tuple[str, ...]:
     """Text, bytes or a list of texts -> distinct captions without control characters or surplus space; () for anything else."""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
+        value = text_of(value)
     texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     cleaned = (" ".join("".join(c if c.isprintable() else " " for c in text).split()) for text in texts if isinstance(text, str))
-    return tuple(dict.fromkeys(text[:_MAX_CAPTION_LENGTH] for text in cleaned if text))[:_MAX_CAPTIONS]
+    return tuple(dict.fromkeys(text[:_MAX_CAPTION_LENGTH] for text in cleaned if text))[:MAX_CAPTIONS]
 
 
 def captions_of(row: dict[str, Any], fields: Iterable[str] = CAPTION_FIELDS) -> tuple[str, ...]:
     """All captions of one row of metadata: of every field of `fields` that it has, in that order."""
     return tuple(dict.fromkeys(caption for field in fields for caption in clean_captions(row.get(field))))
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """The class of one row of metadata; a number is one too, zero as well."""
+    label = row.get("label")
+    return "" if label is None else str(label)
 
 
 def in_split(key: str, split: str) -> bool:
@@ -95,17 +123,17 @@ class PixelStore:
 
 
 class PictureSet:
-    """Decoded pictures with captions and labels; map-style. Made by `collect`."""
+    """Decoded pictures; map-style. `told`: captions, label and key of each. Made by `collect`."""
 
     def __init__(self, name: str, images: np.ndarray, told: list[tuple[tuple[str, ...], str, str]], skipped: dict[str, int]) -> None:
-        self.name, self.skipped, self._images, self._told = name, skipped, images, told
+        self.name, self.skipped, self.told, self._images = name, skipped, told, images
 
     def __len__(self) -> int:
-        return len(self._told)
+        return len(self.told)
 
     def __getitem__(self, index: int) -> Example:
-        index = checked_index(index, len(self._told))
-        captions, label, key = self._told[index]
+        index = checked_index(index, len(self.told))
+        captions, label, key = self.told[index]
         return Example(np.array(self._images[index]), captions, label, key)
 
 
@@ -119,13 +147,14 @@ def collect(name: str, records: Iterable[Record], size: int, split: str = "train
     """
     if split not in SPLITS:
         raise DataError(f"the split of {name} is {split!r}; use one of {', '.join(SPLITS)}.")
-    store, told, skipped = PixelStore(size, memory_bytes), [], Counter()
+    store, told, skipped, first = PixelStore(size, memory_bytes), [], Counter(), None
     expected = total if limit is None else limit
     with tqdm(desc=f"decoding {name}", unit="picture", total=expected, disable=None if expected is None or expected > 300 else True) as bar:
-        for number, record in enumerate(records):
+        for record in records:
             if limit is not None and len(told) >= limit:
                 break
-            held_out = number == 0 or in_split(record.key, "held_out")
+            first = record.key if first is None else first
+            held_out = record.key == first or in_split(record.key, "held_out")
             if split != "all" and held_out != (split == "held_out"):
                 continue
             try:
@@ -166,25 +195,23 @@ def _check_skipped(name: str, skipped: Counter, kept: int, split: str) -> None:
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a .jsonl file, one for every line that is not blank; {} for a line that is none."""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            yield row if isinstance(row, dict) else {}
+    for line in io.StringIO(text_of(path.read_bytes())):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        yield row if isinstance(row, dict) else {}
 
 
 def read_csv(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a .csv file with a header; {} for one that cannot be read, such as one with a giant field."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.DictReader(file)
-        while True:
-            try:
-                yield next(rows)
-            except StopIteration:
-                return
-            except csv.Error:
-                yield {}
+    rows = csv.DictReader(io.StringIO(text_of(path.read_bytes()), newline=""))
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield {}

@@ -9,7 +9,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,23 +17,24 @@ import numpy as np
 
 from iris.data.base import DataError, Example, ImageDataset, checked_index
 from iris.data.emoji import PACKS, Emoji
-from iris.data.images import MAX_BYTES, ImageError, open_image
+from iris.data.folder import ImageFolder
+from iris.data.images import MAX_BYTES
 from iris.data.pictures import (
     CAPTION_FIELDS,
-    MEMORY_BYTES,
+    PICTURES,
     PictureSet,
     Record,
     captions_of,
     clean_captions,
     collect,
-    read_csv,
-    read_json_lines,
+    is_hidden,
+    label_of,
+    text_of,
 )
 from iris.data.scenes import KINDS, Scenes
 
-__all__ = ["HUB_ENTRIES", "HubEntry", "ImageError", "ImageFolder", "Mixture", "hub_dataset", "load_dataset_by_name", "open_image", "streams", "webdataset"]
+__all__ = ["HUB_ENTRIES", "HubEntry", "Mixture", "hub_dataset", "load_dataset_by_name", "streams", "webdataset"]
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 _SCENES_TRAIN, _SCENES_HELD_OUT = 20_000, 2_000
 
 
@@ -151,7 +152,7 @@ class Mixture:
         if not all(len(part) for part in parts):
             raise DataError(f"{next(part.name for part in parts if not len(part))} is empty; leave it out of the mix.")
         self.name = name or "+".join(part.name for part in parts)
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         length = max(len(part) / share for part, share in zip(parts, shares, strict=True))
         length = length if limit is None else min(length, limit)
         counts = [max(1, round(length * share)) for share in shares]
@@ -164,7 +165,7 @@ class Mixture:
     def skipped(self) -> dict[str, int]:
         """The parts' counts together."""
         total: dict[str, int] = {}
-        for part in self._parts:
+        for part in self.parts:
             for reason, count in part.skipped.items():
                 total[reason] = total.get(reason, 0) + count
         return total
@@ -174,68 +175,7 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Example:
         index = checked_index(index, len(self._which))
-        return self._parts[self._which[index]][int(self._inner[index])]
-
-
-# ------------------------------------------------------------------------------------------------------------------- folder
-
-
-class ImageFolder(PictureSet):
-    """A user's own folder of pictures, with captions from metadata.csv or metadata.jsonl (file_name and text or caption), else
-    from NAME.txt beside a picture (one caption a line), else from the name of the folder it lies in ("a photo of a NAME").
-
-    One picture in twenty, by a stable hash of its path in the folder, is held out, and the first.
-    """
-
-    def __init__(self, path: str | Path, size: int, split: str = "train", limit: int | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
-        root = Path(path).expanduser()
-        if not root.is_dir():
-            raise DataError(f"the folder {str(path)!r} does not exist; give the path of a folder with pictures.")
-        records = list(_folder_records(root))
-        if not records:
-            raise DataError(f"the folder {root.name!r} holds no pictures; put {', '.join(_SUFFIXES)} files or a metadata.csv there.")
-        made = collect(f"folder:{root.name}", records, size, split, limit, len(records), memory_bytes)
-        super().__init__(made.name, made._images, made._told, made.skipped)
-
-
-def _folder_records(root: Path) -> Iterator[Record]:
-    for name in ("metadata.csv", "metadata.jsonl"):
-        if (root / name).is_file():
-            yield from _metadata_records(root, root / name)
-            return
-    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()):
-        inside = path.relative_to(root)
-        beside = path.with_suffix(".txt")
-        label = inside.parent.name.replace("_", " ").replace("-", " ")
-        yield Record(inside.as_posix(), path, clean_captions(_lines_beside(beside)), label)
-
-
-def _lines_beside(file: Path) -> list[str]:
-    """The lines of a caption file; of a giant one its beginning."""
-    if not file.is_file():
-        return []
-    with open(file, "rb") as stream:
-        return stream.read(20_000).decode("utf-8", errors="replace").splitlines()
-
-
-def _metadata_records(root: Path, metadata: Path) -> Iterator[Record]:
-    rows = list(read_csv(metadata) if metadata.suffix == ".csv" else read_json_lines(metadata))
-    if rows and not any("file_name" in row for row in rows):
-        raise DataError(f"{metadata.name} has no column file_name; name each picture there, and its caption in text or caption.")
-    inside = root.resolve()
-    for number, row in enumerate(rows, 1):
-        name = str(row.get("file_name") or "")
-        picture = _picture_inside(inside, name)
-        yield Record(name or f"row {number} of {metadata.name}", picture, captions_of(row), str(row.get("label") or ""))
-
-
-def _picture_inside(root: Path, name: str) -> Path | None:
-    """The file `name` below `root`; None when there is none, also for a name that leads out of the folder or is no name at all."""
-    try:
-        path = (root / name).resolve()
-        return path if path.is_relative_to(root) and path.is_file() else None
-    except (OSError, ValueError):
-        return None
+        return self.parts[self._which[index]][int(self._inner[index])]
 
 
 # --------------------------------------------------------------------------------------------------------------- webdataset
@@ -272,7 +212,7 @@ def _shard_records(shard: Path) -> Iterator[Record]:
     try:
         with tarfile.open(shard, "r:*") as archive:
             for member in archive:
-                if not member.isreg():
+                if not member.isreg() or is_hidden(PurePosixPath(member.name.removeprefix("./"))):
                     continue
                 folder, _, file_name = member.name.rpartition("/")
                 stem, _, suffix = file_name.partition(".")
@@ -300,14 +240,14 @@ def _is_torn(shard: Path, end: int) -> bool:
 
 
 def _shard_record(shard: Path, base: str, fields: dict[str, bytes]) -> Record:
-    picture = next((fields[suffix[1:]] for suffix in _SUFFIXES if suffix[1:] in fields), None)
+    picture = next((fields[suffix[1:]] for suffix in PICTURES if suffix[1:] in fields), None)
     try:
         row = json.loads(fields.get("json", b"{}"))
     except (ValueError, RecursionError):
         row = {}
     row = row if isinstance(row, dict) else {}
     captions = dict.fromkeys([*clean_captions(fields.get("txt")), *captions_of(row)])
-    label = str(row.get("label") or fields.get("cls", b"").decode("utf-8", errors="replace"))
+    label = label_of(row) or text_of(fields.get("cls", b""))
     return Record(f"{shard.stem}/{base}", picture, tuple(captions), label)
 
 

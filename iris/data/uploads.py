@@ -6,17 +6,18 @@ import os
 import shutil
 import stat
 import tempfile
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from iris.data.base import DataError
 from iris.data.images import MAX_BYTES
+from iris.data.pictures import METADATA, PICTURES, is_hidden
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-METADATA = ("metadata.csv", "metadata.jsonl")
 MAX_CAPTION_BYTES = 100_000
 MAX_METADATA_BYTES = 16 * 2**20
 MAX_MEMBERS = 20_000
@@ -85,13 +86,14 @@ def _unpack(file: Path, draft: Path, max_bytes: int) -> tuple[int, int, Counter,
             if len(members) > MAX_MEMBERS:
                 raise DataError(f"the archive {file.name!r} has {len(members)} members; at most {MAX_MEMBERS} are unpacked.")
             for member in members:
-                limit = _limit(member.filename)
+                name = _name(member)
+                limit = _limit(name)
                 if limit == 0:
                     others["no picture or caption"] += 1
                     continue
                 room = max_bytes - size
                 try:
-                    size += _write(archive, member, draft / _inside(member.filename), min(limit, room))
+                    size += _write(archive, member, draft / _inside(name), min(limit, room))
                     written += 1
                 except _Bad as reason:
                     if str(reason) == _TOO_LARGE and room < limit:
@@ -104,10 +106,20 @@ def _unpack(file: Path, draft: Path, max_bytes: int) -> tuple[int, int, Counter,
     return written, size, bad, others
 
 
+def _name(member: zipfile.ZipInfo) -> str:
+    """A member's name, with slashes. macOS writes UTF-8 without the flag that says so, which is then read as the code page of DOS."""
+    name = member.filename
+    if not member.flag_bits & 0x800:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
 def _limit(name: str) -> int:
     """The most bytes a member of this name may have; 0 for what no data set has a use for."""
-    plain = name.replace("\\", "/").rpartition("/")[2].lower()
-    if plain.startswith(".") or "__MACOSX" in name:
+    path = PurePosixPath(name)
+    plain = path.name.lower()
+    if is_hidden(path):
         return 0
     if plain in METADATA:
         return MAX_METADATA_BYTES
@@ -116,8 +128,8 @@ def _limit(name: str) -> int:
 
 def _inside(name: str) -> PurePosixPath:
     """A member's path below the folder; _Bad when it leads elsewhere or no file system would take it."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    odd = any(part in ("..", ".") or ":" in part or not part.isprintable() or len(part.encode("utf-8", "replace")) > 200 for part in path.parts)
+    path = PurePosixPath(name)
+    odd = any(part in ("..", ".") or ":" in part or any(unicodedata.category(c) in ("Cc", "Cs") for c in part) or len(part.encode("utf-8", "replace")) > 200 for part in path.parts)
     if path.is_absolute() or odd or not 1 <= len(path.parts) <= _MAX_DEPTH:
         raise _Bad("unsafe name")
     return path

@@ -1,0 +1,98 @@
+"""A folder of pictures with their captions, as a user brings it, a Hub data set lies on the disk, or an archive is unpacked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from iris.data.base import DataError, stable_hash
+from iris.data.pictures import (
+    MAX_CAPTIONS,
+    MEMORY_BYTES,
+    METADATA,
+    PICTURES,
+    PictureSet,
+    Record,
+    captions_of,
+    clean_captions,
+    collect,
+    is_hidden,
+    label_of,
+    read_csv,
+    read_json_lines,
+    text_of,
+)
+
+
+class ImageFolder(PictureSet):
+    """A user's own folder of pictures, with captions from metadata.csv or metadata.jsonl (file_name and text or caption), which speaks
+    for the folder it lies in and all below; else from NAME.txt beside a picture (one caption a line), else from the name of the folder
+    it lies in ("a photo of a NAME").
+
+    Rows of one picture are its captions. One picture in twenty, by a stable hash of its path in the folder, is held out, and the first.
+    Pictures come in the order of another hash, so that a prefix is a fair sample.
+    """
+
+    def __init__(self, path: str | Path, size: int, split: str = "train", limit: int | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise DataError(f"the folder {str(path)!r} does not exist; give the path of a folder with pictures.")
+        records = sorted(_merged(_folder_records(root)), key=lambda record: stable_hash(f"order {record.key}", 2**32))
+        if not records:
+            raise DataError(f"the folder {root.name!r} holds no pictures; put {', '.join(PICTURES)} files or a metadata.csv there.")
+        made = collect(f"folder:{root.name}", records, size, split, limit, len(records), memory_bytes)
+        super().__init__(made.name, made._images, made.told, made.skipped)
+
+
+def _merged(records: Iterable[Record]) -> Iterable[Record]:
+    """One record a key, with the captions of all that share it: a picture of five captions may have five rows."""
+    merged: dict[str, Record] = {}
+    for record in records:
+        known = merged.get(record.key, record)
+        captions = tuple(dict.fromkeys(known.captions + record.captions))[:MAX_CAPTIONS]
+        merged[record.key] = replace(known, captions=captions, label=known.label or record.label)
+    return merged.values()
+
+
+def _folder_records(root: Path) -> Iterator[Record]:
+    files = sorted(path for path in root.rglob("*") if path.is_file() and not is_hidden(path.relative_to(root)))
+    tables = {path.parent: path for name in reversed(METADATA) for path in files if path.name == name}  # the first name of METADATA counts
+    for folder, table in tables.items():
+        if not tables.keys() & set(folder.parents):
+            yield from _metadata_records(root, table)
+    for path in files:
+        if path.suffix.lower() not in PICTURES or tables.keys() & set(path.parents):
+            continue
+        inside = path.relative_to(root)
+        label = inside.parent.name.replace("_", " ").replace("-", " ")
+        yield Record(inside.as_posix(), path, clean_captions(_lines_beside(path.with_suffix(".txt"))), label)
+
+
+def _lines_beside(file: Path) -> list[str]:
+    """The lines of a caption file; of a giant one its beginning."""
+    if not file.is_file():
+        return []
+    with open(file, "rb") as stream:
+        return text_of(stream.read(20_000), cut=True).splitlines()
+
+
+def _metadata_records(root: Path, metadata: Path) -> Iterator[Record]:
+    rows = list(read_csv(metadata) if metadata.suffix == ".csv" else read_json_lines(metadata))
+    if rows and not any("file_name" in row for row in rows):
+        raise DataError(f"{metadata.name} has no column file_name; name each picture there, and its caption in text or caption.")
+    below = "" if metadata.parent == root else f"{metadata.parent.relative_to(root).as_posix()}/"
+    for number, row in enumerate(rows, 1):
+        name = str(row.get("file_name") or "")
+        picture = _picture_inside(metadata.parent, name)
+        yield Record(below + (name or f"row {number} of {metadata.name}"), picture, captions_of(row), label_of(row))
+
+
+def _picture_inside(folder: Path, name: str) -> Path | None:
+    """The file `name` below `folder`, which may be a link; None when there is none, also for a name that leads out of the folder or is no name at all."""
+    try:
+        path = Path(os.path.normpath(folder / name))
+        return path if name and path.is_relative_to(os.path.normpath(folder)) and path.is_file() else None
+    except (OSError, ValueError):
+        return None
