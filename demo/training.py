@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from demo.model import ROOT, RUNS
 from demo.request import RequestError, number
@@ -128,8 +129,10 @@ def stop_job(folder: Path) -> None:
     """End the job's processes; its last checkpoint stays, a model does not come out."""
     state = read_state(folder)
     if state.status == "running":
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(state.pid, signal.SIGTERM)
+        with contextlib.suppress(psutil.Error):
+            job = psutil.Process(state.pid)
+            for process in [*job.children(recursive=True), job]:
+                process.terminate()
         _write_state(folder, JobState("stopped", "Stopped; no model was made.", state.pid))
 
 

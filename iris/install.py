@@ -40,9 +40,19 @@ def _name(requirement: str) -> str:
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
+def _suits(requirement: str) -> bool:
+    """Whether what is installed is in the range that is asked for; where ranges cannot be read, whether it is there."""
+    version = _version(_name(requirement))
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return version is not None
+    return version is not None and Requirement(requirement).specifier.contains(version, prereleases=True)
+
+
 def missing_packages(file: Path | None = None) -> tuple[list[str], list[str]]:
     """What pip would have to install: (requirements with what they depend on, requirements alone)."""
-    return tuple([line for line in lines if _version(_name(line)) is None] for lines in (requirements(file), FILES_ONLY))
+    return tuple([line for line in lines if not _suits(line)] for lines in (requirements(file), FILES_ONLY))
 
 
 def install_missing(file: Path | None = None, run: Callable[[Sequence[str]], object] | None = None) -> list[str]:
@@ -51,6 +61,9 @@ def install_missing(file: Path | None = None, run: Callable[[Sequence[str]], obj
     A package of files that cannot be had is only named: the library says later what it would have been for.
     """
     full, files_only = missing_packages(file)
+    for line in [line for line in full if _name(line) in KEPT and _version(_name(line))]:
+        full.remove(line)
+        print(f"{_name(line)} {_version(_name(line))} is installed, which fits this machine, and stays; IRIS asks for {line} and may stumble over it.")
     run = run or (lambda command: subprocess.run(command, check=True))
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "keep.txt"

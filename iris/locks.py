@@ -9,6 +9,8 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
+
 LOCK_FILE = "lock.json"
 # Where the writer cannot be asked (another computer on a shared disk), its lock is dead when not refreshed for so long.
 FOREIGN_LOCK_SECONDS = 900.0
@@ -67,29 +69,25 @@ def _holder_lives(data: bytes, age: float) -> bool:
         pid, started, host = int(holder["pid"]), holder["started"], holder["host"]
     except (ValueError, KeyError, TypeError):
         return age < REFRESH_SECONDS  # empty for the instant between its creation and its writing, else damaged
-    if host != socket.gethostname() or os.name != "posix":  # elsewhere signal 0 is not a question
+    if host != socket.gethostname():
         return age < FOREIGN_LOCK_SECONDS
     return process_lives(pid, started)
 
 
 def process_lives(pid: int, started: str | None) -> bool:
-    """Whether process `pid` of this computer is there, and is the one that began at `started` (None: any); elsewhere than on POSIX it is taken to be."""
-    if os.name != "posix":  # there signal 0 is not a question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return started is None or started == start_time(pid)  # numbers are used again, above all inside containers
+    """Whether process `pid` of this computer is there, and is the one that began at `started` (None: any)."""
+    return psutil.pid_exists(pid) and (started is None or started == start_time(pid))  # numbers are used again, above all inside containers
 
 
 def start_time(pid: int) -> str | None:
-    """A process's start in clock ticks since boot, where /proc tells (Linux)."""
+    """When a process began: in clock ticks since boot where /proc tells (Linux), which no setting of the clock moves; None of one that is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
+        pass
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,16 @@ def mirror_home() -> Path | None:
 
 
 def mirror_of(folder: str | Path) -> Path | None:
-    """IRIS_MIRROR/runs/cpu/03 for the run folder runs/cpu/03; None without the variable."""
-    home, inside = mirror_home(), os.path.relpath(folder)
-    return home and home / (Path(folder).name if inside.startswith("..") else inside)
+    """IRIS_MIRROR/runs/cpu/03 for the run folder runs/cpu/03; None without the variable.
+
+    A run outside the working folder has its last name there and eight digits of its whole path, so that two of one name do not meet.
+    """
+    home, whole = mirror_home(), Path(os.path.abspath(folder))
+    if home is None:
+        return None
+    if whole.is_relative_to(Path.cwd()):
+        return home / whole.relative_to(Path.cwd())
+    return home / f"{whole.name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
 
 
 def find_model(name: str) -> str:

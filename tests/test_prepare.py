@@ -49,7 +49,7 @@ from iris.flow import sample_timesteps
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
 from iris.pipeline import IRISPipeline, SamplingDefaults
-from iris.places import find_model, newest_pipeline
+from iris.places import find_model, mirror_of, newest_pipeline
 from iris.runs import Run, RunError, read_summary
 from iris.text import load_text_encoder
 from iris.training.__main__ import BATCH_SIZES, LEARNING_RATES, Stage
@@ -86,16 +86,15 @@ def model_folder(tmp_path_factory) -> Path:
 # --- install -------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_missing_calls_no_pip(monkeypatch):
-    monkeypatch.setattr(install, "_version", lambda name: "1.0")
+def test_nothing_missing_calls_no_pip():
     assert install.install_missing(run=lambda command: pytest.fail("pip was called")) == []
 
 
-def test_missing_packages_come_under_the_installed_versions(monkeypatch, tmp_path):
-    """torch is never asked for, and whatever pip adds is bound to the torch, numpy and pillow that are there."""
-    there = {"torch": "2.6.0+cu124", "torchvision": "0.21.0", "numpy": "1.26.4", "transformers": "4.56"}
+def test_missing_packages_come_under_the_installed_versions(monkeypatch, tmp_path, capsys):
+    """torch is never asked for, and whatever pip adds is bound to the torch, numpy and pillow that are there; what is too old is replaced."""
+    there = {"torch": "2.6.0+cu124", "torchvision": "0.21.0", "numpy": "1.26.4", "transformers": "4.56", "datasets": "3.9"}
     monkeypatch.setattr(install, "_version", there.get)
-    (tmp_path / "requirements.txt").write_text("# note\ntorch>=2.6,<2.14\ngradio>=6\njupyter\ntransformers>=4.56\nsafetensors>=0.5  # why\nhuggingface_hub>=0.34,<3\n")
+    (tmp_path / "requirements.txt").write_text("# note\ntorch>=2.9,<2.14\ngradio>=6\njupyter\ntransformers>=4.56\nsafetensors>=0.5  # why\nhuggingface_hub>=0.34,<3\ndatasets>=4.0,<6\n")
     calls = []
 
     def run(command):
@@ -104,9 +103,11 @@ def test_missing_packages_come_under_the_installed_versions(monkeypatch, tmp_pat
             raise subprocess.CalledProcessError(1, command)
 
     added = install.install_missing(tmp_path / "requirements.txt", run)
-    assert added[:2] == ["safetensors>=0.5", "huggingface_hub>=0.34,<3"] and set(added[2:]) == set(install.FILES_ONLY)
+    wanted = ["safetensors>=0.5", "huggingface_hub>=0.34,<3", "datasets>=4.0,<6"]
+    assert added[:3] == wanted and set(added[3:]) == set(install.FILES_ONLY)
+    assert "torch 2.6.0+cu124 is installed" in capsys.readouterr().out
     full, *alone = calls
-    assert full[0][-2:] == ["safetensors>=0.5", "huggingface_hub>=0.34,<3"]
+    assert full[0][-3:] == wanted
     assert all(bound == "torch==2.6.0+cu124\ntorchvision==0.21.0\nnumpy==1.26.4\n" for _, bound in calls)
     assert all(command[-2] == "--no-deps" for command, _ in alone) and len(alone) == len(install.FILES_ONLY)
 
@@ -245,6 +246,19 @@ def test_a_model_that_was_named_has_to_be_there_and_to_fit(model_folder: Path, t
     with pytest.raises(CheckpointError, match="image_size"):
         start_with_autoencoder([str(model_folder)], configure("nano", 64), data, train, tmp_path / "vae")
     assert not (tmp_path / "vae").exists()
+
+
+def test_a_mirror_has_a_place_for_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IRIS_MIRROR", str(tmp_path / "drive"))
+    home = tmp_path / "work"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    assert mirror_of("runs/cpu/03") == mirror_of(home / "runs" / "cpu" / "03") == tmp_path / "drive" / "runs" / "cpu" / "03"
+    outside = [mirror_of(tmp_path / name / "autoencoder") for name in ("a", "b")]
+    assert outside[0] != outside[1] and all(path.parent == tmp_path / "drive" and path.name.startswith("autoencoder-") for path in outside)
+    monkeypatch.delenv("IRIS_MIRROR")
+    monkeypatch.setattr(os.path, "relpath", lambda *_: pytest.fail("ValueError on another drive of Windows"))
+    assert mirror_of("runs/cpu/03") is None
 
 
 def test_models_are_found_in_a_notebooks_clone_and_in_the_mirror(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -318,11 +319,14 @@ def _encode(encoder: Any, config: TextConfig) -> Tensor:
 
 
 def _resident(field: str) -> int:
-    """VmRSS (now) or VmHWM (highest) of this process in bytes; where /proc is missing, the highest from getrusage for both."""
+    """VmRSS (now) or VmHWM (highest) of this process in bytes; on a Mac the highest for both."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
     except (OSError, StopIteration):
+        if sys.platform == "win32":
+            memory = psutil.Process().memory_info()
+            return memory.peak_wset if field == "VmHWM" else memory.rss
         import resource
 
         highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -40,18 +40,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     facts = {"output": str(given.output), "seconds": round(time.monotonic() - started, 3), "peak_bytes": _peak_bytes()}
-    print(json.dumps(facts) if given.json else f"{given.output}: {facts['seconds']:.2f} s, {facts['peak_bytes'] / 1e6:.0f} MB at the peak")
+    peak = "" if facts["peak_bytes"] is None else f", {facts['peak_bytes'] / 1e6:.0f} MB at the peak"
+    print(json.dumps(facts) if given.json else f"{given.output}: {facts['seconds']:.2f} s{peak}")
     return 0
 
 
-def _peak_bytes() -> int:
-    """The highest resident memory of this process."""
+def _peak_bytes() -> int | None:
+    """The highest resident memory of this process; None where the system does not tell (Windows)."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        import resource
-
+        try:
+            import resource
+        except ImportError:
+            return None
         highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return highest if sys.platform == "darwin" else highest * 1024
 
