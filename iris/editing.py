@@ -100,8 +100,12 @@ def flow_edit(pipe: IRISPipeline, image: Image.Image, source_prompt: str, prompt
 
     With x the encoded picture and fresh noise n at each time, z_source = (1 - t) x + t n and z_target = z_source + (edit - x);
     d edit = (v(z_target, prompt) - v(z_source, source_prompt)) dt from t = `strength` to 0, starting at edit = x.
-    source_guidance: guidance of the source's velocity, by default the target's. Two network calls a step.
+    source_guidance: guidance of the source's velocity, by default the target's. Two network calls a step. The steps are Euler's,
+    whatever sampler is the model's own.
     """
+    if settings.get("sampler") not in (None, "euler"):
+        raise EditError(f"sampler is {shortened(settings['sampler'])}; prompt-to-prompt has steps of its own, leave it out.")
+    settings["sampler"] = "euler"
     source, strength = _source(pipe, image), _share("strength", strength)
     request, target, _ = _open(pipe, prompt, settings)
     told = dict(settings) | {"guidance_scale": request.guidance_scale if source_guidance is None else source_guidance}

@@ -30,11 +30,15 @@ class Judged:
 
 
 def judge(results: Mapping[str, Mapping[str, Any]], claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
-    """Each claim with the figure of the most serious profile that measured it; `results` come in that order."""
+    """Each claim with its figure in every profile that promises it: a model that was trained by hand does not stand in for a recipe.
+
+    What holds for every profile is measured by the most serious one; `results` come in that order.
+    """
     judged = []
     for claim in claims:
-        found = next(((profile, data["measured"][claim.key]) for profile, data in results.items() if claim.key in data["measured"]), None)
-        judged.append(Judged(claim, found[1]["value"], found[0], found[1]["commit"]) if found else Judged(claim, None, "", ""))
+        found = [(profile, data["measured"][claim.key]) for profile, data in results.items() if claim.key in data["measured"]]
+        rows = [Judged(claim, measured["value"], profile, measured["commit"]) for profile, measured in (found if claim.profiles else found[:1])]
+        judged += rows or [Judged(claim, None, "", "")]
     return judged
 
 

@@ -135,6 +135,9 @@ def test_the_same_prompt_twice_changes_nothing(pipeline: IRISPipeline, source: I
     other = finish(flow_edit(pipeline, source, "a red circle", "two stars", **SETTINGS))
     assert not torch.equal(other.latents, result.latents)
     assert result.iterations == [[2] * 6]  # 0.8 of 4 steps, two calls each
+    assert result.parameters["sampler"] == "euler"
+    with pytest.raises(EditError, match=r"sampler is 'heun'; prompt-to-prompt has steps of its own"):
+        finish(flow_edit(pipeline, source, "a red circle", "two stars", **SETTINGS, sampler="heun"))
 
 
 def test_one_step_is_the_difference_of_two_velocities(pipeline: IRISPipeline, source: Image.Image) -> None:

@@ -283,6 +283,12 @@ def test_a_profile_answers_only_for_what_it_was_promised_for():
     assert set(measure(CLAIMS, "cpu", summaries)) == {"one_object", "cpu_hours"}
 
 
+def test_a_recipes_miss_is_not_hidden_behind_a_better_model():
+    claim = Claim("a", "Alpha", "workbench", "at least", 30, "01", "a", profiles=("shipped", "cpu"))
+    results = {name: {"measured": {"a": {"value": value, "commit": "abc"}}} for name, value in (("shipped", 31.0), ("cpu", 29.0))}
+    assert [(item.profile, item.verdict) for item in judge(results, (claim,))] == [("shipped", HOLDS), ("cpu", FAILS)]
+
+
 def test_the_table_says_not_measured_and_prefers_the_serious_profile():
     claims = (Claim("a", "Alpha", "specification", "at least", 30, "01", "a", "dB", decimals=1), Claim("b", "Beta", "workbench", "below", 1e-5, "03", "b"),
               Claim("c", "Gamma", "workbench", "equals", 1, "03", "c", note="A note."))

@@ -56,7 +56,7 @@ def test_every_stage_leaves_a_model_figures_and_a_summary(results: dict[int, Sta
     assert [row["step"] for row in rows] == [2, 3, 4, 6] and all(math.isfinite(row["loss"]) for row in rows)
     assert [row["step"] for row in rows if "held_out_loss" in row] == [3, 6]
     if stage > 1:
-        assert all(len(row["loss_by_t"]) == 8 and row["loss_by_depth"] for row in rows)
+        assert all(len(row["loss_by_t"]) == 8 for row in rows) and any(row.get("loss_by_depth") for row in rows)
 
 
 def test_a_model_tells_every_training_its_generator_went_through(results: dict[int, StageResult]) -> None:
@@ -167,8 +167,8 @@ def test_where_things_stand_is_learned_once(results: dict[int, StageResult], tmp
     again = run_stage(3, tmp_path, results[3].pipeline_path)
     told = [read_checkpoint(result.pipeline_path, []).metadata["training"]["loss"]["coarse_until"] for result in (results[3], again)]
     assert told == [2, 0]
-    depths = [[{int(depth) for depth in row["loss_by_depth"]} for row in read_metrics(result.pipeline_path.parent)] for result in (results[3], again)]
-    assert depths[0][0] == {2} and min(depths[1][0]) >= NANO.generator.mean_iterations  # the first two of six steps
+    first, first_again = (read_metrics(result.pipeline_path.parent)[0] for result in (results[3], again))  # two of six steps
+    assert "loss_by_depth" not in first and min(map(int, first_again["loss_by_depth"])) >= NANO.generator.mean_iterations
 
 
 def test_a_stage_refuses_what_does_not_fit(results: dict[int, StageResult], tmp_path: Path) -> None:

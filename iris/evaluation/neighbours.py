@@ -88,23 +88,28 @@ def retrieval(pipe: IRISPipeline, queries: ImageDataset, gallery: Gallery, limit
     """Is the drawn picture closest to the right concept? Shares of `retrieve`'s ranks.
 
     {"pictures", "gallery" (median size), "top_1", "top_5", "ceiling_top_1", "ceiling_top_5"}; chance is about 5 / gallery for the top 5.
+    The ceiling is left out where no concept has another style.
     """
     found = retrieve(pipe, queries, gallery, limit, seed, batch_size, **arguments)
     result: dict[str, Any] = {"pictures": len(found), "gallery": int(np.median([item.gallery for item in found]))}
-    ceiling = [item.ceiling for item in found if item.ceiling is not None]
-    for name, ranks in (("", [item.rank for item in found]), ("ceiling_", ceiling)):
-        for top in (1, 5):
-            result[f"{name}top_{top}"] = share(sum(rank <= top for rank in ranks), len(ranks))
+    ranks = {"": [item.rank for item in found], "ceiling_": [item.ceiling for item in found if item.ceiling is not None]}
+    for name, places in ranks.items():
+        for top in (1, 5) if places else ():
+            result[f"{name}top_{top}"] = share(sum(place <= top for place in places), len(places))
     return result
 
 
 def art_retrieval(pipe: IRISPipeline, data: str, limit: int = 64, features: Features | None = None, **arguments: Any) -> dict[str, dict[str, Any]]:
-    """`retrieval` of training captions and of concepts held out in one style, by split; {} where the source `data` has no emoji."""
+    """`retrieval` by split, of training captions ("train") and of concepts that training showed in other styles only ("held_out_pairs");
+
+    with one style there are no others, and "held_out" are concepts that it never showed. {} where the source `data` has no emoji.
+    """
     art = emoji_of(data)
     if not limit or art is None:
         return {}
     gallery = Gallery(load_dataset_by_name(art, pipe.image_size, "all"), features)
-    return {split: retrieval(pipe, load_dataset_by_name(art, pipe.image_size, split), gallery, limit, **arguments) for split in ("train", "held_out_pairs")}
+    splits = ("train", "held_out_pairs" if len(gallery.styles) > 1 else "held_out")
+    return {split: retrieval(pipe, load_dataset_by_name(art, pipe.image_size, split), gallery, limit, **arguments) for split in splits}
 
 
 def retrieve(pipe: IRISPipeline, queries: ImageDataset, gallery: Gallery, limit: int = 64, seed: int = 0, batch_size: int = 16,

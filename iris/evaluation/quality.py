@@ -205,7 +205,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
 
     data: a source as `load_dataset_by_name` takes it, by default the one named in the model's metadata, or scenes. Sections:
     "reconstruction" (with kernel distances), "scenes" (when the data has scenes), "samples", "retrieval_train" and
-    "retrieval_held_out_pairs" (when it has emoji), and "copies". What could not be measured stands under "not_measured" with the reason.
+    "retrieval_held_out_pairs" (of one style "retrieval_held_out"; when it has emoji), and "copies". What could not be measured stands under "not_measured" with the reason.
     """
     source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
     parts = [part.split("*")[0].strip() for part in source.split("+")]

@@ -67,7 +67,7 @@ def retrieval_reading(found: Mapping[str, Mapping[str, Any]]) -> tuple[list[str]
                  for split, result in found.items()]
     percent = {split: 100 * result["top_5"].value for split, result in found.items()}
     pairs = found.get("held_out_pairs")
-    if pairs and pairs["ceiling_top_5"].value > 0:
+    if pairs and "ceiling_top_5" in pairs and pairs["ceiling_top_5"].value > 0:
         percent["of_ceiling"] = 100 * pairs["top_5"].value / pairs["ceiling_top_5"].value
     return sentences, percent
 

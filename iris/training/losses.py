@@ -115,7 +115,8 @@ class FlowDraw:
     """Everything a flow step needs: data, text, noise [B, C, h, w], t [B], `drop` [B] and the core's depth.
 
     `exit` is the earlier iteration that is read out too (0: none), `warm_from` [B] the noisier time whose state the core
-    starts from, after `warm_depth` iterations there (None: from zeros, as a picture's first step does).
+    starts from, after `warm_depth` iterations there (None: from zeros, as a picture's first step does). `is_coarse`: drawn for
+    where things stand.
     """
 
     latents: Tensor
@@ -128,6 +129,7 @@ class FlowDraw:
     exit: int = 0
     warm_from: Tensor | None = None
     warm_depth: int = 0
+    is_coarse: bool = False
 
 
 class RectifiedFlowLoss:
@@ -185,7 +187,7 @@ class RectifiedFlowLoss:
             warm_depth, depth = depth, int(torch.randint(1, max(2, mean // 2 + 1), (), generator=rng))
         if self.depth_is_free and self.exit_weight > 0 and depth > 1:
             exit = int(torch.randint(1, depth, (), generator=rng))
-        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, depth, exit, warm_from, warm_depth)
+        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, depth, exit, warm_from, warm_depth, self.is_coarse)
 
     def __call__(self, module: nn.Module, draw: FlowDraw) -> LossOutput:
         path = interpolate(draw.latents, draw.noise, draw.t)
@@ -198,7 +200,10 @@ class RectifiedFlowLoss:
             apart = _squared_error(early, velocity.detach())
             loss = loss + self.exit_weight * (weight * apart).mean()
             logs = {"exit_apart": apart.mean().detach()}
-        return LossOutput(loss, per_sample.detach(), logs, {"t": t_bin(draw.t), "depth": torch.full_like(draw.drop, draw.depth, dtype=torch.long)})
+        groups = {"t": t_bin(draw.t)}
+        if draw.warm_from is None and not draw.is_coarse:  # warm steps have thought before, coarse ones see other noise: no points of one line
+            groups["depth"] = torch.full_like(draw.drop, draw.depth, dtype=torch.long)
+        return LossOutput(loss, per_sample.detach(), logs, groups)
 
     @torch.no_grad()
     def _start(self, module: nn.Module, draw: FlowDraw, context: TextContext) -> Tensor | None:
