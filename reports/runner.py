@@ -105,13 +105,11 @@ def _moved(value: Any, home: Path) -> Any:
     return str(home / value.removeprefix(RUNS)) if _is_run(value) else value
 
 
-def plan(profile: Profile, notebooks: Mapping[str, Notebook], runs: Path, only: Sequence[str] = ()) -> list[Task]:
-    """A task for each notebook of the profile (or those of `only`, by number), its folders moved under runs/PROFILE."""
+def plan(profile: Profile, notebooks: Mapping[str, Notebook], runs: Path) -> list[Task]:
+    """A task for each notebook of the profile, its folders moved under runs/PROFILE."""
     home = runs / profile.name
     tasks = []
     for number, settings in profile.settings.items():
-        if only and number not in only:
-            continue
         notebook = notebooks[number]
         values = {**notebook.defaults(), **settings}
         inputs = [value.removeprefix(RUNS).split("/")[0] for name, value in values.items() if _is_run(value) and name != "run_folder"]

@@ -325,9 +325,9 @@ def test_haar_is_exact_and_untrained_velocity_zero():
 
 
 def test_the_weights_identity_against_sampling():
-    """E[w(t) f(t)] under LogitNormal(0, 1) = sqrt(e) E[f(t)] under LogitNormal(1, 1), and the effective batch is 1/e."""
+    """E[w(t) f(t)] under LogitNormal(0, 1) = sqrt(e) E[f(t)] under LogitNormal(1, 1), and the effective batch, 1/e without the clamp, is a little more."""
     t, curves, gap, share = weight_identity()
-    assert gap < 1e-12 and share == pytest.approx(math.exp(-1), rel=1e-6) and len(t) == 19 and len(curves) == 2
+    assert gap < 1e-12 and math.exp(-1) < share < 0.42 and len(t) == 19 and len(curves) == 2
     rng = torch.Generator().manual_seed(0)
     a, b = sample_timesteps(400_000, rng).double(), sample_timesteps(400_000, rng, logit_mean=1.0).double()
     left, right = (a / (1 - a) * (a - 0.3).square()).mean(), math.exp(0.5) * (b - 0.3).square().mean()

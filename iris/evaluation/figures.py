@@ -337,8 +337,8 @@ def band_bars(bands: Mapping[str, Estimate], title: str = "Reconstruction by Haa
 
 
 def interval_curves(x: Sequence[float], series: Mapping[str, Sequence[Estimate]], xlabel: str, ylabel: str, title: str = "",
-                    mark: tuple[float, str] | None = None, log_x: bool = False) -> Figure:
-    """Lines of estimates with their intervals as bands, e.g. KID over iterations; `mark` = (x, label) draws a dashed line."""
+                    log_x: bool = False) -> Figure:
+    """Lines of estimates with their intervals as bands, e.g. KID over iterations."""
     with drawing_style():
         figure = new_figure(6.8, 3.9, title)
         axes = figure.subplots()
@@ -352,30 +352,8 @@ def interval_curves(x: Sequence[float], series: Mapping[str, Sequence[Estimate]]
         if len(x) <= 12:   # few points: their own values are the ticks
             axes.set_xticks(list(x), [f"{value:g}" for value in x])
         axes.minorticks_off()
-        if mark:
-            mark_position(axes, *mark)
         if len(series) > 1:
             figure.legend(ncols=min(len(series), 3), loc="outside lower center")  # inside it would cover a line
-    return figure
-
-
-def matrix_map(values: Sequence[Sequence[float]], rows: Sequence[object], columns: Sequence[object], ylabel: str, xlabel: str, label: str,
-               title: str = "", decimals: int = 2) -> Figure:
-    """A table of figures as colours with the numbers written in, e.g. KID by solver steps (rows) and iterations (columns)."""
-    table = np.asarray(values, dtype=float)
-    with drawing_style():
-        figure = new_figure(1.05 * len(columns) + 2.3, 0.62 * len(rows) + 1.6, title)
-        axes = figure.subplots()
-        drawn = draw_picture(axes, table, cmap="cividis", aspect="auto")
-        for (row, column), value in np.ndenumerate(table):
-            if np.isfinite(value):
-                dark = drawn.norm(value) < 0.55
-                axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", color="white" if dark else "black")
-        axes.set(xticks=range(len(columns)), yticks=range(len(rows)), xlabel=xlabel, ylabel=ylabel)
-        axes.set_xticklabels([str(c) for c in columns])
-        axes.set_yticklabels([str(r) for r in rows])
-        axes.tick_params(length=0)
-        figure.colorbar(drawn, ax=axes, label=label, pad=0.02).outline.set_visible(False)
     return figure
 
 
@@ -402,5 +380,5 @@ def footprint_bars(result: Footprint, num_iterations: int | None = None) -> Figu
 
 
 __all__ = ["LiveCurves", "accuracy_bars", "band_bars", "contribution_bars", "convergence_curves", "footprint_bars", "gate_grid", "image_grid",
-           "interval_curves", "learned_ranges", "loss_by_depth", "loss_by_t", "loss_comparison", "loss_curves", "matrix_map", "overthinking_curve",
+           "interval_curves", "learned_ranges", "loss_by_depth", "loss_by_t", "loss_comparison", "loss_curves", "overthinking_curve",
            "path_independence_curves", "reconstruction_grid", "save_figure", "steps_iterations_sheet", "thinking_map", "to_pixels"]

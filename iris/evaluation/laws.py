@@ -42,14 +42,14 @@ def weight_identity(points: int = 19) -> tuple[np.ndarray, dict[str, list[Estima
     """The specification's loss weight w(t) = t / (1 - t) with t ~ LogitNormal(0, 1), beside e^(1/2) LogitNormal(1, 1).
 
     Returns t [points], both curves, their largest relative gap below the weight's clamp, and the share of a batch that the
-    weighted loss effectively uses, (E w)^2 / E w^2 (without clamp it is 1/e).
+    weighted loss effectively uses, (E w)^2 / E w^2, clamp and all (without it 1/e).
     """
     t = np.linspace(0.05, 0.95, points)
     weight = specification_weight(torch.from_numpy(t)).numpy()
     weighted, shifted = weight * logit_normal_density(t, 0.0), np.exp(0.5) * logit_normal_density(t, 1.0)
     gap = float(np.abs(weighted / shifted - 1).max())
     logit = np.linspace(-12, 12, 20_001)
-    mass, w = np.exp(-0.5 * logit**2), np.exp(logit)  # t / (1 - t) is e^logit
+    mass, w = np.exp(-0.5 * logit**2), specification_weight(torch.sigmoid(torch.from_numpy(logit))).numpy()
     share = float((w * mass).sum() ** 2 / ((w**2 * mass).sum() * mass.sum()))
     curves = {"t/(1-t) · LogitNormal(0, 1)": weighted, "√e · LogitNormal(1, 1)": shifted}
     return t, {name: [Estimate(float(y), (float(y), float(y))) for y in values] for name, values in curves.items()}, gap, share

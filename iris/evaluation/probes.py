@@ -78,11 +78,6 @@ class Convergence:
     changes: np.ndarray
     trained_depth: int
 
-    def iterations_until(self, threshold: float) -> np.ndarray:
-        """Iterations that each picture needs at each step until its change falls below `threshold`, [N, S]; I + 1 if it never does."""
-        still = self.changes < threshold
-        return np.where(still.any(-1), still.argmax(-1), self.changes.shape[-1]) + 1
-
 
 @dataclass(frozen=True)
 class Overthinking:

@@ -38,7 +38,7 @@ RECIPES = {Stage.autoencoder: stages.train_autoencoder, Stage.class_conditional:
 BATCH_SIZES = {Stage.autoencoder: 16, Stage.class_conditional: 64, Stage.text_to_image: 64, Stage.aesthetic: 64, Stage.distill: 8}
 LEARNING_RATES = {Stage.autoencoder: 2e-3, Stage.class_conditional: 1e-3, Stage.text_to_image: 1e-3, Stage.aesthetic: 3e-4, Stage.distill: 5e-4}
 
-_OF_FLOW = {"exit_weight", "warm_start", "logit_mean", "coarse_until", "grad_iterations"}
+_OF_FLOW = {"exit_weight", "warm_start", "logit_mean", "coarse_until", "grad_iterations", "weighting"}
 LOSS_OPTIONS = {Stage.autoencoder: set(), Stage.class_conditional: _OF_FLOW, Stage.text_to_image: _OF_FLOW, Stage.aesthetic: _OF_FLOW,
                 Stage.distill: {"exit_weight", "grad_iterations", "guidance_scale"}}
 
@@ -59,7 +59,7 @@ class _Follower(Run):
         """The first process compares."""
 
 
-def _loss_options(stage: Stage, **said: float | None) -> dict[str, float]:
+def _loss_options(stage: Stage, **said: float | str | None) -> dict[str, float | str]:
     """What was said of the loss; BadParameter where the stage knows no such thing."""
     options = {name: value for name, value in said.items() if value is not None}
     unknown = sorted(options.keys() - LOSS_OPTIONS[stage])
@@ -101,13 +101,14 @@ def main(
     logit_mean: Annotated[float | None, typer.Option(help="where noise levels are drawn: the mean of ln(t / (1 - t)); higher = more noise, more about where things stand")] = None,
     coarse_until: Annotated[int | None, typer.Option(help="so many steps first at high noise and two iterations, for where things stand; likewise")] = None,
     grad_iterations: Annotated[int | None, typer.Option(min=1, help="so many iterations are differentiated, the last ones; with fewer, more pictures a second go by")] = None,
+    weighting: Annotated[str | None, typer.Option(help="'specification' multiplies the loss by t / (1 - t), at most 20, as the specification writes it; none when left out")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="distill: the teacher's guidance, which goes into the student")] = None,
 ) -> None:
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
     if stage is not Stage.autoencoder and not init:
         raise typer.BadParameter(f"stage {stage.value} needs --init, the model of an earlier stage, such as RUN/pipeline or demo/models/iris-scenes.")
     loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until,
-                                 grad_iterations=grad_iterations, guidance_scale=guidance_scale)
+                                 grad_iterations=grad_iterations, weighting=weighting, guidance_scale=guidance_scale)
     config = configure(preset, changes=set_, init=init)
     pictures, held_out = load_pictures(data, config, limit)
     batch_size, learning_rate = batch_size or BATCH_SIZES[stage], LEARNING_RATES[stage] if learning_rate is None else learning_rate

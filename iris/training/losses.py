@@ -152,14 +152,14 @@ class RectifiedFlowLoss:
     WARM_REACH = (0.03, 0.4)  # how much noisier the neighbouring time is
     COARSE_LOGIT_MEAN, COARSE_ITERATIONS = 2.5, 2
 
-    def __init__(self, logit_mean: float = 0.5, logit_std: float = 1.0, shift: float = 1.0, caption_dropout: float = 0.1,
+    def __init__(self, logit_mean: float = 0.5, logit_std: float = 1.0, caption_dropout: float = 0.1,
                  grad_iterations: int = 8, weighting: str = "none", random_depth: bool = True, exit_weight: float = 0.0,
                  warm_start: float = 0.0, free_from: int = 0, coarse_until: int = 0) -> None:
         if weighting not in ("none", "specification"):
             raise ConfigError(f"weighting is {weighting!r}; use 'none' or 'specification'.")
         if grad_iterations < 1:
             raise ConfigError(f"grad_iterations is {grad_iterations}; use 1 or more.")
-        self.logit_mean, self.logit_std, self.shift = logit_mean, logit_std, shift
+        self.logit_mean, self.logit_std = logit_mean, logit_std
         self.caption_dropout, self.grad_iterations = caption_dropout, grad_iterations
         self.weighting, self.random_depth = weighting, random_depth
         self.exit_weight, self.warm_start = exit_weight, warm_start
@@ -174,7 +174,7 @@ class RectifiedFlowLoss:
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> FlowDraw:
         count = len(batch.latents)
         noise = torch.randn(batch.latents.shape, generator=rng)
-        t = sample_timesteps(count, rng, self.COARSE_LOGIT_MEAN if self.is_coarse else self.logit_mean, self.logit_std, self.shift)
+        t = sample_timesteps(count, rng, self.COARSE_LOGIT_MEAN if self.is_coarse else self.logit_mean, self.logit_std)
         drop = torch.rand(count, generator=rng) < self.caption_dropout
         mean = module.config.mean_iterations
         depth = max(mean, sample_depth(rng, mean)) if self.random_depth else mean
