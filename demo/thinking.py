@@ -39,7 +39,7 @@ def depth_note(pipeline: IRISPipeline) -> str:
         if str(key).isdecimal() and 0 < int(key) <= 64 and isinstance(value, (int, float)) and 0 <= value <= 1:
             shares[int(key)] = float(value)
     measured = ", ".join(f"{share:.0%} after {count(number, 'iteration')}" for number, share in sorted(shares.items())[:8])
-    said = f" Measured in this model, held-out captions drawn right: {measured}." if len(shares) > 1 else " What it buys has not been measured for this model."
+    said = f" Measured in this model, held-out captions drawn right with every step begun anew: {measured}." if len(shares) > 1 else " What it buys has not been measured for this model."
     return f'<p class="note">{NOTE}{said}</p>'
 
 

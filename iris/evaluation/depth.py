@@ -76,12 +76,12 @@ class DepthExam:
     """The captions, seeds and real pictures that every setting is measured with."""
 
     def __init__(self, pipe: IRISPipeline, count: int = 64, samples: int = 0, data: str = "", seed: int = 0, batch_size: int = 16,
-                 guidance_scale: float | None = None) -> None:
-        """count: held-out scenes of each of EXAM_KINDS, for a model that knows scenes; samples: held-out captions for the kernel distance."""
+                 guidance_scale: float | None = None, split: str = "held_out") -> None:
+        """count: scenes of each of EXAM_KINDS and of `split`, for a model that knows scenes; samples: held-out captions for the kernel distance."""
         source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
         self.pipe, self.seed, self.batch_size, self.guidance_scale = pipe, seed, batch_size, guidance_scale
         self.source, self.count = source, count
-        self.specs = scene_specs(pipe.image_size, count, EXAM_KINDS, seed=seed) if count and "scenes" in source else {}
+        self.specs = scene_specs(pipe.image_size, count, EXAM_KINDS, split, seed) if count and "scenes" in source else {}
         self.features: Features | None = features_by_name(batch_size=batch_size) if samples else None
         self.captions: list[str] = []
         if samples:
@@ -96,8 +96,8 @@ class DepthExam:
         return [item.captions[0] for item in items], self.features(to_tensor([item.image for item in items]))
 
     def practice(self) -> DepthExam:
-        """Twice as many other scenes of the same kinds: what is chosen on these may be judged by the exam's own."""
-        return DepthExam(self.pipe, 2 * self.count, 0, self.source, self.seed + 1, self.batch_size, self.guidance_scale)
+        """Twice as many scenes of the same kinds as training has them: what is chosen on these may be judged by the exam's own."""
+        return DepthExam(self.pipe, 2 * self.count, 0, self.source, self.seed + 1, self.batch_size, self.guidance_scale, "train")
 
     def take(self, setting: Setting, pipe: IRISPipeline | None = None) -> Outcome:
         """Draw everything with `setting` and judge it; another `pipe` is asked the same captions and seeds."""
