@@ -115,7 +115,12 @@ def _told(training: dict[str, Any]) -> str:
     """One training in a sentence."""
     ended = "" if training["finished"] else ", ended before its last step"
     return (f"stage {training['stage']} on {training['data']}, {training['step']:,} steps of {training['recipe']['batch_size']}, "
-            f"{training['minutes']:.0f} minutes{ended}.")
+            f"{training['minutes']:.0f} minute{'' if round(training['minutes']) == 1 else 's'}{ended}.")
+
+
+def _recipe(training: dict[str, Any]) -> dict[str, Any]:
+    """What decided the result of a training; how long it might have taken did not."""
+    return {name: value for name, value in (training["recipe"] | training.get("loss", {})).items() if name != "minutes"}
 
 
 def _thinking(depth: dict[str, Any]) -> str:
@@ -134,7 +139,7 @@ def _thinking(depth: dict[str, Any]) -> str:
     auto_share = (f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth that {as_good}" if automatic["equal"] else
                   f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest good fixed depth, but does not draw as well")
     efforts = ", ".join(f"{name} {steps} x {iterations}" for name, (steps, iterations) in depth["frontier"].items())
-    return f"""By `python -m iris.evaluation depth RUN/pipeline{_exam(depth)} --json`, steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}:
+    return f"""By `python -m iris.evaluation depth RUN/pipeline{_exam(depth)} --json`, steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}; each step from zero, but for those whose state is carried:
 
 | setting | {" | ".join(columns)} |
 |---|{"---|" * len(columns)}
@@ -153,11 +158,16 @@ def _changes(config: IRISConfig) -> str:
 
 
 _KNOWN = {"scenes": "scenes of coloured shapes", "emoji": "emoji that it has seen, and little of those it has not"}
+_KERNEL = ("`kid` is the kernel distance of drawn to real pictures, `kid_null` that of two halves of the real ones (about 0, below it by chance), `kid_blur` that of slightly blurred ones; "
+           "of `reconstruction` it is the autoencoder's.")
+_ASKED = {"scenes": 'one to three objects: "a red circle", "two blue stars", "a small cyan cross above a large pink ring", "a green square and an orange triangle on a black background". Shapes, colours, sides and backgrounds are '
+                    "those of `iris/data/scene_drawing.py`.",
+          "emoji": 'an emoji by name and style: "red apple, fluent 3d emoji" (or "fluent flat emoji", "noto emoji", "twemoji"; the styles that it saw stand below).'}
 _READ = {"scenes": "`scenes.KIND.right` is the share of held-out captions of that kind whose every object the checker read back with the right colour and shape, "
                    "`scenes.KIND.colour` the share with the right colours, `scenes.relation.sides` the share on their right sides among those whose objects are right and stand on the axis asked for (chance: a half), "
-                   "and `ceiling` what the autoencoder alone would allow.",
+                   "and `ceiling` what the autoencoder alone would allow. Kinds: `one` object, two in a `relation`, `many` (two or three alike), a `pair` or a `trio` of different ones.",
          "emoji": "`retrieval_SPLIT.top_5` is the share of drawn pictures whose own concept is among the five most alike in all art of the asked style; `held_out_pairs` are "
-                  "concepts that were trained in another style only, and `ceiling` is what real art of that other style reaches. `copies.copied` is the share of pictures drawn from "
+                  "concepts that were trained in another style only, and `ceiling` is what real art of that other style reaches; a model that has learned the very picture can pass it. `copies.copied` is the share of pictures drawn from "
                   "training captions that copy a training picture (three times nearer to it than to any other, after Yoon et al. 2023), `unseen_copied` that of real pictures that were never trained on."}
 
 
@@ -165,7 +175,7 @@ def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any], depth: di
     """The card's text, with the front matter that the Hub reads; `note` is what the recipes of the trainings do not tell."""
     training, defaults = pipe.metadata["training"], pipe.defaults
     trainings = [*training.get("before", []), {key: value for key, value in training.items() if key != "before"}]
-    recipes = "`minutes` in a recipe is the last limit given, not the time taken.\n" + "\n".join(f"- {_told(part)}\n  Recipe: `{json.dumps(part['recipe'] | part.get('loss', {}))}`" for part in trainings)
+    recipes = "\n".join(f"- {_told(part)}\n  Recipe: `{json.dumps(_recipe(part))}`" for part in trainings)
     parts = {"generator": pipe.generator, "of that the shared core": pipe.generator.core, "autoencoder": pipe.autoencoder}
     rows = "\n".join(f"| {key} | {value} |" for key, value in _estimates(quality))
     measured = f"| figure | value (95 % interval) |\n|---|---|\n{rows}" if rows else "Not measured."
@@ -184,6 +194,8 @@ from iris import IRISPipeline
 
 picture = IRISPipeline.from_pretrained("{name}")("{pipe.metadata.get("examples", ["a red circle"])[0]}", seed=0).images[0]
 ```
+
+It reads {" and ".join(_ASKED[kind] for kind in _ASKED if kind in training["data"])}
 
 ![samples](samples.png)
 
@@ -218,6 +230,7 @@ they were rounded to half precision.
 
 ## Limits
 It knows {" and ".join(_KNOWN[kind] for kind in _KNOWN if kind in training["data"])}, at {pipe.image_size} px, and nothing else. How far to trust a prompt is in the table:
+{_KERNEL}
 {chr(10).join(_READ[kind] for kind in _READ if kind in training["data"])}
 """
 
