@@ -13,6 +13,8 @@ import importlib.util
 import logging
 import os
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_TEMP_DIR", os.path.join(tempfile.gettempdir(), "iris-demo"))  # our own, so that it can be swept
 
 # ZeroGPU asks for its import before torch's; everywhere else the package is absent.
 with contextlib.suppress(ImportError):
@@ -31,10 +34,12 @@ import PIL.Image  # noqa: E402
 
 from demo.limits import visitor_limits  # noqa: E402
 from demo.model import MODELS, LoadedModel, load_pipeline, shipped_models  # noqa: E402
+from demo.serving import sweep_for_ever  # noqa: E402
 from demo.settings import PRIVATE  # noqa: E402
 from demo.tabs import about, between, create, depth, edit, inside, latents, train  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
 from iris.checkpoint import resolve_folder  # noqa: E402
+from iris.data.images import UPLOAD_PIXELS  # noqa: E402
 from iris.pipeline import IRISPipeline  # noqa: E402
 
 MAX_PIXELS = 64_000_000
@@ -48,7 +53,7 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
     public: visitors share this server, so none of them may change the model or train.
     """
     model = LoadedModel(pipeline, folder, public)
-    with gr.Blocks(title="IRIS", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(title="IRIS", analytics_enabled=False) as page:
         gr.HTML(HEAD, elem_classes="plain")
         with gr.Tabs() as tabs:
             with gr.Tab("Create", id="create"):
@@ -98,7 +103,7 @@ def launch_options(host: str, port: int | None, share: bool = False, public: boo
     return limits | {
         "server_name": host, "server_port": port, "share": share, "theme": iris_theme(), "css": CSS,
         "show_error": False, "allowed_paths": [], "max_file_size": "10mb" if public else "260mb", "enable_monitoring": False, "run_history": False,
-        "ssr_mode": False, "state_session_capacity": 500, "footer_links": ["api", "settings"], "quiet": True, "mcp_server": mcp,
+        "ssr_mode": False, "state_session_capacity": 200, "footer_links": ["api", "settings"], "quiet": True, "mcp_server": mcp,
     }
 
 
@@ -137,13 +142,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    PIL.Image.MAX_IMAGE_PIXELS = UPLOAD_PIXELS if options.public else MAX_PIXELS  # Pillow refuses twice as many, in gradio's own decoding too
     try:
         folder = resolve_folder(options.model) if options.model else default_model()
         pipeline = load_pipeline(folder)
     except (ValueError, OSError) as error:
         raise SystemExit(f"The model could not be loaded: {error}") from error
     page = create_demo(pipeline, folder, options.public)
+    threading.Thread(target=sweep_for_ever, daemon=True).start()
     try:
         page.launch(**launch_options(options.host, options.port, options.share, options.public, options.mcp), prevent_thread_lock=True)
     except OSError as error:

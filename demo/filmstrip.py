@@ -24,7 +24,7 @@ NOTE = (
 )
 MIDDLE = (243, 239, 234)
 GAP = 2  # transparent pixels between two frames of a strip
-FRAME = 64  # px: maps are drawn at least this large
+FRAME, WIDEST = 64, 128  # px: maps are drawn at least this large, and nothing larger is sent: a column is 112 wide at most
 
 
 def film_note(settled: float | None = None) -> str:
@@ -94,7 +94,8 @@ def _label(text: str) -> str:
 
 def _strip(frames: Sequence[Image.Image], description: str, exact: bool = False) -> str:
     """Frames side by side as one image across all columns; maps are reduced to 96 colours, pictures are not."""
-    side = frames[0].width
+    side = min(frames[0].width, WIDEST)
+    frames = [frame.resize((side, side), Image.Resampling.BOX) if frame.width > side else frame for frame in frames]
     strip = Image.new("RGBA", (len(frames) * (side + GAP) - GAP, side))
     for index, frame in enumerate(frames):
         strip.paste(frame, (index * (side + GAP), 0))

@@ -27,6 +27,7 @@ MAX_UPLOAD_BYTES = 12 * 2**20  # on the form; gradio's own `max_file_size` is on
 MAX_VISITORS = 10_000  # remembered at once
 _WORK = ("/queue/join", "/call/", "/upload")  # gradio's paths that make the server work
 _EVENTS = ("/run/", "/api/")  # and those of events beside the queue, which never draw (`api_open` is off)
+_FREE = ("/cancel", "/reset")  # the page's others; what else gradio would answer is not asked for here, and costs memory or disk
 _PORT = re.compile(r"^\[([^\]]+)\](?::\d+)?$|^([\d.]+):\d+$")  # some proxies tell it: [::1]:80, 1.2.3.4:80
 Item = TypeVar("Item")
 
@@ -66,7 +67,7 @@ class Refusal(Exception):
 
 
 class VisitorLimits:
-    """ASGI middleware: 429 above the rate, 413 for a body that is too large, 411 for one that does not say how large it is, 400 for
+    """ASGI middleware: 404 for what the page never asks for, 429 above the rate, 413 for a body that is too large, 411 for one that does not say how large it is, 400 for
     a file given by its address (gradio would fetch it, whatever its size), a number that is not finite, text that UTF-8 cannot hold,
     and an upload without a file.
 
@@ -79,6 +80,8 @@ class VisitorLimits:
         self.events = RateLimit(EVENTS * rate.requests, rate.seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("/deep_link"):  # it would keep a visitor's whole session on the disk
+            return await _answer(send, Refusal(404, "There is nothing here."))
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
         upload = scope["path"].endswith("/upload")
@@ -95,6 +98,8 @@ class VisitorLimits:
     def check(self, scope: Scope) -> None:
         """Raise Refusal for a request that is too large or too soon; the others are counted."""
         path, told = scope["path"], dict(scope["headers"]).get(b"content-length", b"")
+        if not any(part in path for part in (*_WORK, *_EVENTS, *_FREE)):
+            raise Refusal(404, "There is nothing here.")
         most = self.upload_bytes if path.endswith("/upload") else MAX_JSON_BYTES
         if not told.isdigit() or b"transfer-encoding" in dict(scope["headers"]):  # together the second counts, and says no length
             raise Refusal(411, "Say how large the request is (Content-Length).")
@@ -130,7 +135,7 @@ async def _read_json(receive: Receive) -> Receive:
 
 
 def _trouble(value: Any) -> str:
-    """What a JSON value holds that gradio would fetch, or that no file, answer or error message could tell again; "" for nothing."""
+    """What a JSON value holds that gradio would fetch or decode without end, or that no file, answer or error message could tell again; "" for nothing."""
     if isinstance(value, str):
         return "" if _encodable(value) else "Text must be of whole characters; half of a surrogate pair is none."
     if isinstance(value, float) and not math.isfinite(value):
@@ -139,6 +144,9 @@ def _trouble(value: Any) -> str:
         path = value.get("path")
         if isinstance(path, str) and path.lower().startswith(("http:", "https:")):
             return "A file cannot be given by its address; upload it first."
+        layers = value.get("layers")
+        if isinstance(layers, list) and len(layers) > 1:  # gradio would decode each of them before anybody looks
+            return "A picture has one layer of paint."
         value = [*value, *value.values()]
     return next(filter(None, map(_trouble, value)), "") if isinstance(value, list) else ""
 

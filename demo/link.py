@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from demo.request import GenerationRequest, RequestError
 
 # From the page's settings to an address; also put into the address bar, where no clipboard can be written.
-COPY_LINK = """(prompt, negative, seed, steps, iterations, auto, guidance) => {
+COPY_LINK = """async (prompt, negative, seed, steps, iterations, auto, guidance) => {
   const query = new URLSearchParams({prompt, seed, steps, iterations: auto ? 'auto' : iterations, guidance});
   if (negative) query.set('negative', negative);
   const link = `${location.origin}${location.pathname}?${query}`;
   history.replaceState(null, '', link);
-  if (navigator.clipboard) navigator.clipboard.writeText(link).catch(() => {});
-  return 'Link copied';
+  try {
+    await navigator.clipboard.writeText(link);
+    return 'Link copied';
+  } catch {
+    return 'The link is in the address bar';
+  }
 }"""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from demo.ranges import ranges_html
 from iris.checkpoint import resolve_folder
 from iris.pipeline import IRISPipeline
 from iris.places import can_draw
@@ -84,7 +85,10 @@ def load_pipeline(folder: Path) -> IRISPipeline:
 
     On a ZeroGPU Space no GPU is there until an event borrows one; weights that are sent to it before wait for that.
     """
-    pipeline = IRISPipeline.from_pretrained(folder, device="cuda" if torch.cuda.is_available() else None)
+    pipeline = IRISPipeline.from_pretrained(folder)
+    ranges_html(pipeline)  # from the weights, while they are here: on ZeroGPU zeros stand in for those that are on the card
+    if torch.cuda.is_available():
+        pipeline.to("cuda")
     if not on_zero_gpu():
         pipeline("warm up", num_steps=1, num_iterations=1)
     return pipeline

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 
 from demo.chart import Line, line_chart
@@ -9,9 +11,17 @@ from iris.evaluation.probes import ProbeError, learned_ranges
 from iris.evaluation.style import PATHS
 from iris.pipeline import IRISPipeline
 
+_DRAWN: weakref.WeakKeyDictionary[IRISPipeline, str] = weakref.WeakKeyDictionary()
+
 
 def ranges_html(pipeline: IRISPipeline) -> str:
-    """Two charts, one line a core layer, values in order of size; a sentence for a mixer without these paths."""
+    """Two charts, one line a core layer, values in order of size; a sentence for a mixer without these paths. Drawn once a model."""
+    if pipeline not in _DRAWN:
+        _DRAWN[pipeline] = _charts(pipeline)
+    return _DRAWN[pipeline]
+
+
+def _charts(pipeline: IRISPipeline) -> str:
     try:
         found = learned_ranges(pipeline.generator)
     except ProbeError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
 import logging
+import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from iris.prompts import without_control
 # One group for every event that runs the model, so that a Create and an Inside request never compute at once.
 MODEL_QUEUE = "model"
 MAX_SECONDS = 300.0  # of one event; the next visitor waits for it
+SWEEP_SECONDS, FILE_SECONDS = 600.0, 3 * 3600.0  # how often old files are looked for, and how long one is kept
 GENERIC_ERROR = "Something went wrong on the server while drawing. Please try again."
 
 log = logging.getLogger(__name__)
@@ -77,13 +81,14 @@ def runs_until_stopped(
 ) -> Any:
     """After `start`, run the model's `event` in its queue, with `stop` pressable from the first moment to the last.
 
-    Switching `stop` happens in the browser, so that a press answers at once and not after a round trip.
+    Switching `stop` happens in the browser, so that a press answers at once and not after a round trip; each moment switches it on
+    again, for another run of the same tab may have ended meanwhile.
     """
     private = {"api_visibility": "private", "show_progress": "hidden"}
     waiting, failed, stopped = map(status_html, ("Waiting for the model", "Nothing was drawn; the message says why", "Stopped"))
     begun = start(fn=None, js=f"() => [{_switch(True)}, {json.dumps(waiting)}]", outputs=[stop, status], **private)
     running = begun.then(
-        event, inputs, outputs, concurrency_id=MODEL_QUEUE, show_progress="minimal", show_progress_on=[status], api_visibility="private",
+        _stoppable(event), inputs, [*outputs, stop], concurrency_id=MODEL_QUEUE, show_progress="minimal", show_progress_on=[status], api_visibility="private",
     )
     running.success(fn=None, js=f"() => ({_switch(False)})", outputs=stop, **private)
     # Gradio counts a stopped run as failed too; the word that Stop left must stay then.
@@ -93,6 +98,18 @@ def runs_until_stopped(
         lambda: (gr.update(interactive=False), stopped), None, [stop, status], cancels=[running], queue=False, **private,
     )
     return running
+
+
+def _stoppable(event: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[tuple]]:
+    """The event with one more output, its Stop button, switched on."""
+
+    @functools.wraps(event)
+    def wrapped(*args: Any, **kwargs: Any) -> Iterator[tuple]:
+        with contextlib.closing(event(*args, **kwargs)) as moments:
+            for moment in moments:
+                yield *(moment if isinstance(moment, tuple) else (moment,)), gr.update(interactive=True)
+
+    return wrapped
 
 
 def _switch(on: bool) -> str:
@@ -107,7 +124,9 @@ def cache_file(data: bytes, name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / name
         draft.write_bytes(data)
-        return save_file_to_cache(draft, get_upload_folder())
+        kept = save_file_to_cache(draft, get_upload_folder())
+    os.utime(kept)  # asked for again, it is young again (see `sweep`)
+    return kept
 
 
 def cache_picture(image: Image.Image) -> str:
@@ -115,6 +134,22 @@ def cache_picture(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return cache_file(buffer.getvalue(), "picture.png")
+
+
+def sweep(folder: Path, seconds: float = FILE_SECONDS) -> None:
+    """Remove the files below `folder` that were made longer ago. Gradio's own sweep ends for good where it meets a request, and every preview is a file."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
+
+
+def sweep_for_ever() -> None:
+    """The same every ten minutes, in a thread of its own."""
+    while True:
+        with contextlib.suppress(OSError):
+            sweep(Path(get_upload_folder()))
+        time.sleep(SWEEP_SECONDS)
 
 
 def _sentence(error: Exception) -> str:

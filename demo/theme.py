@@ -84,7 +84,7 @@ CSS = """
 .block.plain .html-container { padding: 0 !important; }
 
 .ask .form { background: transparent; border: 0; gap: 8px; overflow: visible; border-radius: 0; }
-.effort.plain-choice, .effort:not(.block) { overflow: visible; }
+.effort:not(.block) { overflow: visible; }
 
 /* prompt row: text grows, buttons keep their size */
 .ask { align-items: stretch; gap: 8px; }

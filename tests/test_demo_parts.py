@@ -27,7 +27,7 @@ from demo.effort import DISTILLED, Effort, effort_named, efforts
 from demo.link import read_link
 from demo.model import LoadedModel, ModelError
 from demo.request import GUIDANCE, ITERATIONS, STEPS, GenerationRequest, RequestError
-from demo.serving import cache_file, cache_picture
+from demo.serving import cache_file, cache_picture, sweep
 from demo.settings import starting_values, within_limits
 from demo.tabs import train
 from demo.tabs.create import asked_of
@@ -226,6 +226,16 @@ def test_a_file_that_is_being_read_is_not_written_again(tmp_path: Path, monkeypa
     shown = Path(cache_picture(Image.new("RGB", (4, 4), "red")))
     inode = shown.stat().st_ino
     assert Path(cache_picture(Image.new("RGB", (4, 4), "red"))) == shown and shown.stat().st_ino == inode
+
+
+def test_old_files_go_and_what_is_asked_for_again_is_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    old, again, new = (Path(cache_file(name.encode(), f"{name}.png")) for name in ("old", "again", "new"))
+    for path in (old, again):
+        os.utime(path, (0, 0))
+    assert Path(cache_file(b"again", "again.png")) == again
+    sweep(tmp_path)
+    assert (old.exists(), again.exists(), new.exists()) == (False, True, True)
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from demo import limits
 from demo.app import create_demo, launch_options
-from demo.limits import EVENTS, LimitError, RateLimit, Refusal, VisitorLimits, visitor, visitor_limits, within
+from demo.limits import EVENTS, LimitError, RateLimit, Refusal, VisitorLimits, _trouble, visitor, visitor_limits, within
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 2), st.floats(0, 7)), max_size=40))
@@ -103,6 +103,7 @@ def test_a_server_with_limits_refuses_with_a_sentence_and_serves_the_others(tmp_
         kept = httpx.post(f"{page.local_url}gradio_api/upload", files={"files": ("a.png", b"x")})
         assert kept.status_code == 200 and kept.json()[0].endswith("a.png")
         assert httpx.get(page.local_url, headers=mine).status_code == 200
+        assert httpx.get(f"{page.local_url}gradio_api/deep_link?session_hash=x", headers=mine).status_code == 404
     finally:
         page.close()
 
@@ -138,6 +139,22 @@ def test_a_stop_is_never_counted() -> None:
     with pytest.raises(Refusal, match="More than 1 requests in 60 seconds"):
         watch.check(asked)
     watch.check({**asked, "path": "/gradio_api/cancel"})
+
+
+def test_what_the_page_never_asks_for_is_not_there() -> None:
+    watch = VisitorLimits(None, RateLimit())
+    for path in ("component_server", "process_recording", "vibe-edit/", "stream/1"):
+        with pytest.raises(Refusal, match="nothing here"):
+            watch.check({**scope("1.1.1.1"), "path": f"/gradio_api/{path}", "headers": [(b"content-length", b"5")]})
+    for path in ("upload", "cancel", "reset", "run/predict", "call/generate", "call/v2/generate", "queue/join"):
+        watch.check({**scope("1.1.1.1"), "path": f"/gradio_api/{path}", "headers": [(b"content-length", b"5")]})
+
+
+def test_a_picture_has_one_layer_of_paint() -> None:
+    """gradio decodes every layer of an editor's value before an event sees it: forty of one small file would fill the memory."""
+    layer = {"path": "/tmp/x.png"}
+    assert _trouble({"data": [{"background": layer, "layers": [layer], "composite": None}]}) == ""
+    assert "one layer" in _trouble({"data": [{"background": layer, "layers": [layer] * 2, "composite": None}]})
 
 
 def test_the_pages_small_events_have_a_limit_of_their_own() -> None:

@@ -41,13 +41,15 @@ def build_tab(model: LoadedModel) -> AboutTab:
             paper = gr.Markdown("", elem_id="report", elem_classes="paper", buttons=[])
     report.select(report_page, page, paper, **PRIVATE)
     page.input(report_page, page, paper, **PRIVATE)
-    refreshed.append(card)
+    shown = gr.State("")  # whose card: it is megabytes of pictures, and sent once
+    refreshed += [card, shown]
 
-    def fresh() -> tuple:
+    def fresh(known: str) -> tuple:
         choices = [] if model.public else [gr.update(choices=model.choices(), value=present(model))]
-        return facts_html(model), *choices, model_card(model.folder)
+        loaded = f"{model.folder} {model.pipeline.metadata.get('hash', '')}"
+        return facts_html(model), *choices, gr.skip() if known == loaded else model_card(model.folder), loaded
 
-    return AboutTab(lambda event: event(fresh, None, refreshed, **PRIVATE))
+    return AboutTab(lambda event: event(fresh, shown, refreshed, **PRIVATE))
 
 
 def present(model: LoadedModel) -> str:

@@ -25,6 +25,7 @@ from iris.editing import interpolation
 
 FRAMES = (3, 16)
 FRAME_MILLISECONDS = 140
+MOVING_MILLISECONDS = 5000  # what moves longer by itself needs a way to stop it (WCAG 2.2.2)
 NOTE = '<p class="note">Noise turns along a great circle from one seed to the other, and the words fade from one prompt into the other.</p>'
 
 
@@ -100,15 +101,17 @@ def film_html(frames: list[Image.Image]) -> str:
     """The animation in a square, and its frames in a row below; an empty square without frames."""
     if not frames:
         return '<div class="moving empty"></div>'
-    shown = f'<img class="moving" alt="Animation of {len(frames)} frames" src="data:image/webp;base64,{base64.b64encode(animation(frames)).decode()}">'
+    turns = max(1, MOVING_MILLISECONDS // (FRAME_MILLISECONDS * max(1, 2 * len(frames) - 2)))
+    moving = f'<img class="moving" alt="Animation of {len(frames)} frames" src="data:image/webp;base64,{base64.b64encode(animation(frames, turns)).decode()}">'
+    shown = f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{data_uri(frames[0])}">{moving}</picture>'
     return shown + '<div class="frames">' + "".join(_still(frame, index, len(frames)) for index, frame in enumerate(frames)) + "</div>"
 
 
-def animation(frames: list[Image.Image]) -> bytes:
-    """The frames there and back as an endless lossless WebP."""
+def animation(frames: list[Image.Image], turns: int = 0) -> bytes:
+    """The frames there and back as a lossless WebP, so many times; 0: endless."""
     there_and_back = [*frames, *frames[-2:0:-1]]
     buffer = io.BytesIO()
-    there_and_back[0].save(buffer, "WEBP", save_all=True, append_images=there_and_back[1:], duration=FRAME_MILLISECONDS, loop=0, lossless=True)
+    there_and_back[0].save(buffer, "WEBP", save_all=True, append_images=there_and_back[1:], duration=FRAME_MILLISECONDS, loop=turns, lossless=True)
     return buffer.getvalue()
 
 

@@ -138,7 +138,7 @@ def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
         ).with_seed()
         nothing = gr.skip()
         told = status_html("Reading the prompt", [f"seed {first.seed}"], 0.0)
-        yield gr.update(alt_text=first.prompt), told, first.seed, *[gr.update(interactive=False)] * 2, *[nothing] * 4
+        yield nothing, told, first.seed, *[nothing] * 6  # until there is a preview, the picture before it is on show, with its buttons
         # One after another and not as a batch: each is then bitwise the picture that its own PNG restores.
         for index in range(images):
             request = replace(first, seed=(first.seed + index) % (MAX_SEED + 1))
@@ -146,13 +146,14 @@ def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
             for moment in stream(request, bool(every_iteration)):
                 told = _status(request, moment, place)
                 if not moment.finished:
-                    yield cache_picture(moment.image), told, *[nothing] * 7
+                    forming = gr.update(value=cache_picture(moment.image), alt_text=first.prompt)
+                    yield forming, told, nothing, *[gr.update(interactive=False)] * 2, nothing, None, *[nothing] * 2
                     continue
                 drawn = Drawn(saved(moment.image, moment.parameters), moment.parameters)
                 visit = remember(visit, drawn)
                 yield (
-                    drawn.path, told, nothing, gr.update(value=drawn.path, interactive=True), gr.update(interactive=True), visit, drawn,
-                    gr.update(value=captions(visit), selected_index=None), gr.update(visible=True),
+                    gr.update(value=drawn.path, alt_text=first.prompt), told, nothing, gr.update(value=drawn.path, interactive=True), gr.update(interactive=True), visit, drawn,
+                    gr.Gallery(captions(visit), selected_index=None), gr.update(visible=True),  # gr.update would lose the None
                 )
 
     return draw

@@ -136,14 +136,16 @@ def _edit_event(model: LoadedModel, stream: Moments) -> Callable[..., Iterator[t
         mask = painted_mask(drawing.get("layers") or [], size) if mode == REPAINT else None
         job = plan_edit(mode, request, image, strength, mask, was, sides, room)
         nothing = gr.skip()
-        yield gr.update(alt_text=request.prompt), status_html("Reading the picture", [f"seed {request.seed}"], 0.0), request.seed, *[gr.update(interactive=False)] * 2, nothing
+        yield nothing, status_html("Reading the picture", [f"seed {request.seed}"], 0.0), request.seed, *[nothing] * 3
         for moment in stream(job):
             if not moment.finished:
-                yield cache_picture(moment.image), _status(request, moment), *[nothing] * 4
+                forming = gr.update(value=cache_picture(moment.image), alt_text=request.prompt)
+                yield forming, _status(request, moment), nothing, *[gr.update(interactive=False)] * 2, nothing
                 continue
             drawn = Drawn(saved(moment.image, moment.parameters), moment.parameters)
             enabled = gr.update(interactive=True)
-            yield drawn.path, _status(request, moment), nothing, gr.update(value=drawn.path, interactive=True), enabled, drawn
+            finished = gr.update(value=drawn.path, alt_text=request.prompt)
+            yield finished, _status(request, moment), nothing, gr.update(value=drawn.path, interactive=True), enabled, drawn
 
     return change
 
