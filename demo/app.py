@@ -39,10 +39,9 @@ from demo.settings import PRIVATE  # noqa: E402
 from demo.tabs import about, between, create, depth, edit, inside, latents, train  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
 from iris.checkpoint import resolve_folder  # noqa: E402
-from iris.data.images import UPLOAD_PIXELS  # noqa: E402
+from iris.data.images import MAX_PIXELS  # noqa: E402
 from iris.pipeline import IRISPipeline  # noqa: E402
 
-MAX_PIXELS = 64_000_000
 HEAD = """<div id="head"><h1><i>I</i>RIS</h1>
 <p>Words into pictures, by a small model that can think longer before it draws.</p></div>"""
 
@@ -142,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    PIL.Image.MAX_IMAGE_PIXELS = UPLOAD_PIXELS if options.public else MAX_PIXELS  # Pillow refuses twice as many, in gradio's own decoding too
+    PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, where gradio decodes too
     try:
         folder = resolve_folder(options.model) if options.model else default_model()
         pipeline = load_pipeline(folder)

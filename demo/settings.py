@@ -17,6 +17,7 @@ from iris.pipeline import SamplingDefaults
 
 MAX_IMAGES = 4
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+QUEUED = {**PRIVATE, "queue": True, "concurrency_limit": None}  # only through the queue a warning or an error's sentence reaches the page
 
 
 class Components:

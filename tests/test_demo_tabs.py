@@ -219,6 +219,24 @@ def test_the_other_edits(visit, tmp_path: Path, kind: str, name: str) -> None:  
     visitor.is_clean()
 
 
+def test_a_photograph_of_a_phone_is_edited(visit, tmp_path: Path) -> None:  # noqa: F811
+    """Twelve megapixels of noise: sent back as a PNG, as the editor's own upload does, it would be past every limit."""
+    photo, broken = tmp_path / "photo.jpg", tmp_path / "broken.png"
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((4000, 3000), Image.Resampling.NEAREST).save(photo, quality=80)
+    broken.write_bytes(b"no picture")
+    visitor = visit()
+    page = visitor.page
+    visitor.tab("Edit")
+    page.get_by_test_id("Choose a picture-upload-button").set_input_files(broken)
+    expect(page.get_by_text("cannot be decoded")).to_be_visible(timeout=PATIENCE)
+    page.get_by_test_id("Choose a picture-upload-button").set_input_files(photo)
+    expect(page.get_by_text("Write what it should show and press Apply")).to_be_visible(timeout=PATIENCE)
+    visitor.write("edit-prompt", "blue bird")
+    page.locator("#edit-go").click()
+    expect(page.get_by_role("status").locator("visible=true").first).to_contain_text("Done", timeout=PATIENCE)
+
+
 def test_editing_nothing_is_answered_with_a_sentence(visit) -> None:  # noqa: F811
     visitor = visit()
     visitor.tab("Edit")

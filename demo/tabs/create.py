@@ -23,6 +23,7 @@ from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentenc
 from demo.settings import (
     MAX_IMAGES,
     PRIVATE,
+    QUEUED,
     build_settings,
     fill,
     fill_defaults,
@@ -37,7 +38,6 @@ from iris.pipeline import IRISPipeline
 from iris.text import PromptError
 
 MAX_EXAMPLES = 6
-QUEUED = {**PRIVATE, "queue": True, "concurrency_limit": None}  # only through the queue a warning reaches the page
 
 
 @dataclass(frozen=True)

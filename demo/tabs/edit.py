@@ -33,7 +33,7 @@ from demo.model import LoadedModel
 from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.request import GenerationRequest
 from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences
-from demo.settings import PRIVATE, number_values, refreshing, within_limits
+from demo.settings import PRIVATE, QUEUED, number_values, refreshing, within_limits
 from demo.status import count, status_html, status_line
 from demo.visit import Drawn
 
@@ -71,10 +71,12 @@ def build_tab(model: LoadedModel) -> EditTab:
     was = gr.Textbox(label="What the picture shows now", lines=1, max_lines=1, max_length=1000, visible=False, elem_id="edit-was")
     with gr.Row(elem_classes="work even"):
         with gr.Column(scale=1, min_width=300):
+            # Not the editor's own upload: it would send a photograph back as a PNG many times as large, and past the server's limit.
+            choose = gr.UploadButton("Choose a picture", file_types=["image"], type="filepath", size="md", elem_id="edit-file")
             editor = gr.ImageEditor(
-                label="Picture to edit", type="pil", format="png", image_mode="RGBA", sources=("upload", "clipboard"), transforms=(),
+                label="Picture to edit", type="pil", format="png", image_mode="RGBA", sources=(), transforms=(),
                 layers=False, brush=gr.Brush(default_size=max(3, model.pipeline.image_size // 10), colors=["#7d66d9"], color_mode="fixed"), canvas_size=(448, 448),
-                buttons=[], height=440, elem_id="editor", placeholder="Drop a picture here",
+                buttons=[], height=440, elem_id="editor", placeholder="Choose a picture, or send one from Create",
             )
             strength = gr.Slider(0, 1, STRENGTHS[REDRAW], step=0.05, label="Strength", buttons=[], info="0 keeps the picture, 1 forgets it.", elem_id="strength")
             with gr.Row(visible=False) as extending:
@@ -92,6 +94,7 @@ def build_tab(model: LoadedModel) -> EditTab:
                 further = gr.Button("Edit this one", size="md", interactive=False, min_width=100, elem_id="further")
     done = gr.State(None)
 
+    choose.upload(_take_in(model), choose, [editor, status], **QUEUED)
     mode.change(_shown_for, mode, [note, was, extending, strength], **PRIVATE)
     inputs = [mode, editor, prompt, was, strength, sides, room, *numbers.components]
     outputs = [result, status, numbers.seed, save, further, done]
@@ -108,6 +111,17 @@ def receive(drawn: Drawn | None) -> tuple[Any, ...]:
     if drawn is None:
         return gr.skip(), gr.skip(), gr.skip()
     return {"background": drawn.path, "layers": [], "composite": None}, drawn.parameters["prompt"], drawn.parameters["prompt"]
+
+
+def _take_in(model: LoadedModel) -> Callable[[str | None], Iterator[tuple]]:
+    """A visitor's file -> the editor's picture, of the model's size."""
+
+    @sentences
+    def take_in(path: str | None) -> Iterator[tuple]:
+        picture = fit_picture(path, model.pipeline.image_size)
+        yield {"background": cache_picture(picture), "layers": [], "composite": None}, status_html("Write what it should show and press Apply")
+
+    return take_in
 
 
 def _note(mode: str) -> str:

@@ -44,7 +44,7 @@ def build_tab(model: LoadedModel) -> LatentsTab:
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=1, min_width=300):
             source = gr.Image(
-                label="Picture", type="filepath", format="png", sources=["upload", "clipboard"], buttons=[], elem_id="latents-source",
+                label="Picture", type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], buttons=[], elem_id="latents-source",
                 elem_classes=["picture", *look], placeholder="Drop any picture here",
             )
         with gr.Column(scale=1, min_width=300):
