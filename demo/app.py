@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"The model could not be loaded: {error}") from error
     page = create_demo(pipeline, folder, options.public)
-    threading.Thread(target=sweep_for_ever, daemon=True).start()
+    threading.Thread(target=sweep_for_ever, args=[(3 if options.public else 24) * 3600], daemon=True).start()
     try:
         page.launch(**launch_options(options.host, options.port, options.share, options.public, options.mcp), prevent_thread_lock=True)
     except OSError as error:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from demo.request import GenerationRequest, RequestError
 
+LABEL = "Copy a link to these settings"
+AGAIN = f"() => new Promise(done => setTimeout(() => done('{LABEL}'), 4000))"  # so that the next press says something too
 # From the page's settings to an address; also put into the address bar, where no clipboard can be written.
 COPY_LINK = """async (prompt, negative, seed, steps, iterations, auto, guidance) => {
   const query = new URLSearchParams({prompt, seed, steps, iterations: auto ? 'auto' : iterations, guidance});

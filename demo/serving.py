@@ -27,7 +27,7 @@ from iris.prompts import without_control
 # One group for every event that runs the model, so that a Create and an Inside request never compute at once.
 MODEL_QUEUE = "model"
 MAX_SECONDS = 300.0  # of one event; the next visitor waits for it
-SWEEP_SECONDS, FILE_SECONDS = 600.0, 3 * 3600.0  # how often old files are looked for, and how long one is kept
+SWEEP_SECONDS = 600.0  # how often old files are looked for
 GENERIC_ERROR = "Something went wrong on the server while drawing. Please try again."
 
 log = logging.getLogger(__name__)
@@ -136,19 +136,22 @@ def cache_picture(image: Image.Image) -> str:
     return cache_file(buffer.getvalue(), "picture.png")
 
 
-def sweep(folder: Path, seconds: float = FILE_SECONDS) -> None:
-    """Remove the files below `folder` that were made longer ago. Gradio's own sweep ends for good where it meets a request, and every preview is a file."""
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file() and time.time() - path.stat().st_mtime > seconds:
-                path.unlink()
+def sweep(folder: Path, seconds: float) -> None:
+    """Remove the files below `folder` that were made longer ago, and the folders that have been empty so long.
+
+    Gradio's own sweep ends for good where it meets a request, and every preview is a file in a folder of its own.
+    """
+    for path in sorted(folder.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            if time.time() - path.stat().st_mtime > seconds:
+                path.rmdir() if path.is_dir() else path.unlink()
 
 
-def sweep_for_ever() -> None:
+def sweep_for_ever(seconds: float) -> None:
     """The same every ten minutes, in a thread of its own."""
     while True:
         with contextlib.suppress(OSError):
-            sweep(Path(get_upload_folder()))
+            sweep(Path(get_upload_folder()), seconds)
         time.sleep(SWEEP_SECONDS)
 
 

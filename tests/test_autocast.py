@@ -33,7 +33,7 @@ TO_FP32 = {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.sof
 class CudaCasts(TorchFunctionMode):
     """Casts arguments as CUDA's autocast would; an inner `torch.autocast(..., enabled=False)` switches it off.
 
-    A weight's cast is kept and taken again, whether it was made with a graph or not, as torch does before 2.10 (pytorch issue 158232).
+    A weight's cast is kept and taken again, whether it was made with a graph or not, as torch did until December 2025 (pytorch issue 158232).
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

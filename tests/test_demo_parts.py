@@ -234,8 +234,11 @@ def test_old_files_go_and_what_is_asked_for_again_is_young(tmp_path: Path, monke
     for path in (old, again):
         os.utime(path, (0, 0))
     assert Path(cache_file(b"again", "again.png")) == again
-    sweep(tmp_path)
+    sweep(tmp_path, 3600.0)
     assert (old.exists(), again.exists(), new.exists()) == (False, True, True)
+    os.utime(old.parent, (0, 0))
+    sweep(tmp_path, 3600.0)
+    assert not old.parent.exists() and again.exists() and new.exists()
 
 
 # --- training ------------------------------------------------------------------------------------------------------

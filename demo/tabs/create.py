@@ -14,7 +14,7 @@ from gradio.components import Component
 from gradio.data_classes import FileData
 
 from demo.drawing import Progress, Stream, core_passes, drawing_stream, saved, told_parameters
-from demo.link import COPY_LINK, read_link
+from demo.link import AGAIN, COPY_LINK, LABEL, read_link
 from demo.model import LoadedModel, example_prompts
 from demo.pictures import NOTHING, SMOOTH_FROM
 from demo.png import PngError, read_png
@@ -102,7 +102,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
     gallery.select(_show_again, visit, [picture, status, save, edit, chosen, again], **PRIVATE)
     again.click(lambda drawn: _fill_again(model, drawn), chosen, state, **PRIVATE)
     drop.upload(lambda path: _restore_png(model, path), drop, [*state, status], **QUEUED)
-    link.click(fn=None, js=COPY_LINK, inputs=request, outputs=link, **PRIVATE)
+    link.click(fn=None, js=COPY_LINK, inputs=request, outputs=link, **PRIVATE).then(fn=None, js=AGAIN, outputs=link, **PRIVATE)
     _generate_endpoint(model, stream)
 
     built_for = weakref.ref(model.pipeline)
@@ -116,7 +116,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
 
 def _restoring() -> tuple[gr.Button, gr.File]:
     with gr.Accordion("Share and restore", open=False, elem_classes="quiet"):
-        link = gr.Button("Copy a link to these settings", size="md", elem_id="link")
+        link = gr.Button(LABEL, size="md", elem_id="link")
         drop = gr.File(file_types=[".png"], label="Restore from a saved PNG", height=150, elem_id="drop")
     return link, drop
 

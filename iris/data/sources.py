@@ -212,7 +212,7 @@ def _shard_records(shard: Path) -> Iterator[Record]:
     try:
         with tarfile.open(shard, "r:*") as archive:
             for member in archive:
-                if not member.isreg() or is_hidden(PurePosixPath(member.name.removeprefix("./"))):
+                if not member.isreg() or is_hidden(PurePosixPath(member.name)):
                     continue
                 folder, _, file_name = member.name.rpartition("/")
                 stem, _, suffix = file_name.partition(".")

@@ -243,7 +243,7 @@ class Generator(nn.Module):
         for iteration in range(1, num_iterations + 1):
             keep_graph = torch.is_grad_enabled() and (differentiated is None or iteration in differentiated)
             if keep_graph and not had_graph:
-                torch.clear_autocast_cache()  # torch before 2.10 takes the cast made without a graph again, and the weight learns nothing
+                torch.clear_autocast_cache()  # older torch takes the cast made without a graph again, and the weight learns nothing
             had_graph = keep_graph
             with torch.set_grad_enabled(keep_graph):
                 current = self.core(tokens, embedded.injected, embedded.condition, context, iteration, record)
