@@ -66,7 +66,8 @@ class GuidedVelocity:
 
     v = v_null + guidance_scale * (v_text - v_null); at guidance_scale 1 the null pass is skipped. `num_iterations` is a
     number or "auto": each sample stops when no token's relative change reaches `threshold`, between
-    `min_iterations` (1 where the state was carried over) and `max_iterations`. `spent` collects the iterations used by each sample, one [B] tensor a call.
+    `min_iterations` and `max_iterations`. A carried state may stand at once, but a step of one iteration leaves the detail unfinished
+    (reports/LOG.md, 2026-11-27). `spent` collects the iterations used by each sample, one [B] tensor a call.
 
     With `carry_state` the core starts each call from the state it left the call before with (FPDM, 2401.08741), the first
     from `state` or zeros. `max_core_passes` is the most that a picture may spend under "auto" in `num_calls` calls, both passes of
@@ -126,10 +127,6 @@ class GuidedVelocity:
             return last.tokens, torch.full((len(last.tokens),), last.iteration)
         return self._think_until_still(embedded, start)
 
-    def fewest_iterations(self, start: Tensor | None) -> int:
-        """The fewest that "auto" takes: from nothing the first iteration moves the state by all of itself, a carried state may stand at once."""
-        return self.min_iterations if start is None else 1
-
     def _limits(self, rows: int) -> Tensor:
         """The most iterations that each row may take in this call: an even share of what is left of its budget, rounded up."""
         if self.budget is None:
@@ -144,14 +141,14 @@ class GuidedVelocity:
         rows, device = len(injected), injected.device
         result = torch.zeros_like(injected)
         used = torch.zeros(rows, dtype=torch.long)
-        limits, least = self._limits(rows).to(device), self.fewest_iterations(start)
+        limits = self._limits(rows).to(device)
         active, context, tokens = torch.arange(rows, device=device), self.context, result if start is None else start
         for iteration in range(1, self.max_iterations + 1):
             current: CoreState = self.generator.core(tokens, injected[active], condition[active], context, iteration)
             still = relative_change(current.tokens, tokens) < self.threshold
             if self.guided:  # a picture's two rows decide together and leave together
                 still = self._both_halves(still, active, rows // 2)
-            leaving = (still & (iteration >= least)) | (iteration >= limits[active])
+            leaving = (still & (iteration >= self.min_iterations)) | (iteration >= limits[active])
             result[active[leaving]] = current.tokens[leaving]
             used[active[leaving].cpu()] = iteration
             staying = ~leaving

@@ -22,7 +22,7 @@ def path(dim: int = 8, blocks: int = 2, shrink: float = 0.01, scale: float = 0.3
 @pytest.fixture
 def linear(monkeypatch: pytest.MonkeyPatch) -> FourierPath:
     """The path with its activations off and zero biases."""
-    monkeypatch.setattr(fourier.F, "relu", lambda values: values)
+    monkeypatch.setattr(fourier.F, "relu", lambda values, inplace: values)
     made = path(shrink=0.0)
     torch.nn.init.zeros_(made.bias)
     return made

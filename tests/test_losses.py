@@ -348,6 +348,44 @@ def test_consistency_is_the_squared_error_to_the_end_of_the_teachers_guided_path
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in loss.teacher.parameters())
 
 
+def test_a_teachers_path_thinks_as_it_is_told_and_is_learned_from_at_some_points() -> None:
+    generator, loss, draw = consistency(teacher_steps=5, teacher_iterations=2, carry_state=True, points=2)
+    output, teacher = loss(generator, draw), loss.teacher
+    z, points, states = draw.noise, [], {False: None, True: None}
+    with torch.no_grad():
+        for k in range(5):
+            t, step, velocity = draw.times[:, k], draw.times[:, k] - (draw.times[:, k + 1] if k < 4 else 0.0), {}
+            for dropped, context in ((False, teacher.condition(draw.tokens, draw.mask)), (True, teacher.null_context(4))):
+                embedded = teacher.embed(z, t)
+                *_, last = teacher.iterate(embedded, context, 2, states[dropped])
+                velocity[dropped], states[dropped] = teacher.readout(last.tokens, embedded), last.tokens
+            points.append((z, t))
+            z = z - step.view(-1, 1, 1, 1) * (velocity[True] + 3.0 * (velocity[False] - velocity[True]))
+    expected = []
+    for row, chosen in enumerate(draw.learned.tolist()):
+        for k in chosen:
+            z_t, t = points[k][0][row: row + 1], points[k][1][row: row + 1]
+            jump = z_t - t.view(-1, 1, 1, 1) * generator(z_t, t, draw.tokens[row: row + 1], draw.depth, draw.mask[row: row + 1])
+            expected.append((jump - z[row: row + 1]).square().mean() / t**2)
+    torch.testing.assert_close(output.per_sample, torch.cat(expected).detach(), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "points"), [(16, 8), (5, 2), (4, 4), (3, 8)])
+def test_the_learned_points_are_pure_noise_and_one_of_each_equal_part(steps: int, points: int) -> None:
+    generator, loss, _ = consistency(teacher_steps=steps, points=points)
+    learned, kept = loss.draw(generator, batch(4000), rng_for(0)).learned, min(steps, points)
+    assert learned.shape == (4000, kept) and (learned[:, 0] == 0).all() and (learned.diff(dim=1) >= 0).all()
+    counts = learned[:, 1:].flatten().bincount(minlength=steps)[steps // kept:].double()
+    if steps % kept == 0:
+        assert (learned.diff(dim=1) > 0).all() and (counts / 4000 - kept / steps).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_teachers_path_has_a_step(steps: int) -> None:
+    with pytest.raises(ConfigError, match="teacher_steps"):
+        consistency(teacher_steps=steps)
+
+
 def test_the_teachers_times_fall_from_one_and_are_everywhere() -> None:
     generator, loss, _ = consistency(teacher_steps=4)
     times = loss.draw(generator, batch(400), rng_for(0)).times

@@ -210,13 +210,14 @@ def test_a_carried_state_is_where_the_next_call_starts(generator64: Generator, t
 
 
 @torch.no_grad()
-def test_a_carried_state_that_stands_needs_one_iteration(generator64: Generator, text) -> None:
-    """From nothing "auto" takes its minimum; the same call again, from where that ended, may stop at once."""
+def test_a_carried_state_that_stands_needs_the_fewest_iterations(generator64: Generator, text) -> None:
+    """The same call again, from where it ended: at rest already, it takes the minimum, where from nothing it took longer."""
     z, t = seeded(3, *SHAPE, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
-    velocity = GuidedVelocity(generator64, generator64.condition(*text), num_iterations="auto", threshold=100.0, carry_state=True)
+    velocity = GuidedVelocity(generator64, generator64.condition(*text), num_iterations="auto", threshold=0.4, carry_state=True)
     for _ in range(2):
         velocity(z, t)
-    assert [spent.tolist() for spent in velocity.spent] == [[2, 2, 2], [1, 1, 1]]
+    assert (velocity.spent[0] > 2).all() and velocity.spent[1].tolist() == [2, 2, 2]
+
 
 
 def test_depth_zero_is_refused(generator: Generator) -> None:

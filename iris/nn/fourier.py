@@ -36,13 +36,12 @@ def _factors(height: int, width: int) -> dict[str, np.ndarray]:
         whole_real = np.kron(real, row_real) - np.kron(imag, row_imag)  # [h * f, h * w]
         whole_imag = np.kron(real, row_imag) + np.kron(imag, row_real)
         weight = np.tile(twice, (height, 1))
-        return {"real": whole_real, "imag": whole_imag, "back_real": (weight * whole_real).T, "back_imag": (weight * whole_imag).T}
-    # Columns read (row, part) pairs and give one part each; backwards, by the conjugate transpose, they write (row, part) pairs.
+        return {"there": np.concatenate([whole_real, whole_imag]), "back_real": (weight * whole_real).T, "back_imag": (weight * whole_imag).T}
+    # Columns read (row, part) pairs and give the real parts of all, then the imaginary ones; backwards, by the conjugate transpose, they write (row, part) pairs.
     square = (height, 2 * height)
     across = np.concatenate([row_real, row_imag])
     return {"across": across,
-            "real": np.stack([real, -imag], axis=-1).reshape(square),
-            "imag": np.stack([imag, real], axis=-1).reshape(square),
+            "there": np.concatenate([np.stack(pair, axis=-1).reshape(square) for pair in ((real, -imag), (imag, real))]),
             "back_real": np.stack([real.T, -imag.T], axis=1).reshape(square[::-1]),
             "back_imag": np.stack([imag.T, real.T], axis=1).reshape(square[::-1]),
             "back_across": (across * np.tile(twice, (2, 1))).T}
@@ -85,8 +84,8 @@ def rdft2(x: Tensor) -> tuple[Tensor, Tensor]:
     by = _products(height, width, x)
     if "across" in by:  # a row becomes its parts [2, f, d], so (row, part) is one axis for the columns
         x = _left(by["across"], x.reshape(batch * height, width, dim))
-    lines = x.reshape(batch, by["real"].shape[1], -1)
-    return tuple(_left(by[part], lines).view(batch, height, -1, dim) for part in ("real", "imag"))
+    lines = x.reshape(batch, by["there"].shape[1], -1)
+    return _left(by["there"], lines).view(batch, 2, height, -1, dim).unbind(1)
 
 
 def irdft2(real: Tensor, imag: Tensor, width: int) -> Tensor:
@@ -96,7 +95,7 @@ def irdft2(real: Tensor, imag: Tensor, width: int) -> Tensor:
         return torch.fft.irfft2(torch.complex(real, imag), s=(height, width), dim=(1, 2), norm="ortho")
     by = _products(height, width, real)
     real, imag = (part.reshape(batch, by["back_real"].shape[1], -1) for part in (real, imag))
-    lines = torch.baddbmm(_left(by["back_real"], real), by["back_imag"].expand(batch, -1, -1), imag)
+    lines = _left(by["back_real"], real).baddbmm_(by["back_imag"].expand(batch, -1, -1), imag)
     if "back_across" in by:
         lines = _left(by["back_across"], lines.view(batch * height, 2 * half, dim))
     return lines.view(batch, height, width, dim)
@@ -120,13 +119,13 @@ class FourierPath(nn.Module):
     def _complex_linear(self, real: Tensor, imag: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Complex [blocks, n, size] in two parts -> the same: four real products, no matrix put together for them."""
         (w_real, w_imag), (b_real, b_imag) = self.weight[layer].to(real.dtype), self.bias[layer].to(real.dtype)
-        return (torch.baddbmm(torch.baddbmm(b_real, real, w_real), imag, w_imag, alpha=-1),
-                torch.baddbmm(torch.baddbmm(b_imag, real, w_imag), imag, w_real))
+        return (torch.baddbmm(b_real, real, w_real).baddbmm_(imag, w_imag, alpha=-1),
+                torch.baddbmm(b_imag, real, w_imag).baddbmm_(imag, w_real))
 
     def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The filtered spectrum before the inverse transform: real and imaginary part, each [blocks, B*h*(w//2+1), size]."""
         real, imag = (part.flatten(0, 2).unflatten(-1, (self.blocks, -1)).transpose(0, 1) for part in rdft2(x))
-        real, imag = (F.relu(part) for part in self._complex_linear(real, imag, 0))
+        real, imag = (F.relu(part, inplace=True) for part in self._complex_linear(real, imag, 0))
         real, imag = (F.softshrink(part, self.shrink) for part in self._complex_linear(real, imag, 1))
         return real, imag
 

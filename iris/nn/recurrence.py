@@ -90,15 +90,20 @@ def _traced_scan(a: Tensor, b: Tensor, dim: int, ways: int | None) -> Tensor:
     return torch.stack(states, dim)
 
 
-def _open(recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, ...]:
-    """Both gates, a_t, sqrt(1 - a_t^2) and what enters the state; see `_Gates`."""
-    recurrence, inflow = recurrence.sigmoid(), inflow.sigmoid()
-    grown = (recurrence * rate).expm1_()   # a - 1, exact where a is near 1
+def _decay_and_scale(log_decay: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
+    """a_t and sqrt(1 - a_t^2) from ln a_t, whose memory they take; 1 for the tokens at `edges`."""
+    grown = log_decay.expm1_()   # a - 1, exact where a is near 1
     decay = grown + 1
-    scale = torch.addcmul(grown, grown, decay).neg_().add_(1e-8).sqrt_()   # 1 - a^2 = -(a - 1)(a + 1)
+    scale = grown.addcmul_(grown, decay).neg_().add_(1e-8).sqrt_()   # 1 - a^2 = -(a - 1)(a + 1)
     for edge in edges:
         scale.view(shape)[edge] = 1.0
-    return recurrence, inflow, decay, scale, (inflow * x).mul_(scale)
+    return decay, scale
+
+
+def _open(recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
+    """What `_Gates` computes, in the memory of its first two arguments: fresh pages cost more than the arithmetic (reports/LOG.md, 2026-11-27)."""
+    decay, scale = _decay_and_scale(recurrence.sigmoid_().mul_(rate), shape, edges)
+    return decay, inflow.sigmoid_().mul_(x).mul_(scale)
 
 
 def _traced_gates(recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
@@ -120,10 +125,11 @@ class _Gates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
-        recurrence, inflow, decay, scale, entering = _open(recurrence, inflow, x, rate, shape, edges)
+        recurrence, inflow = recurrence.sigmoid(), inflow.sigmoid()
+        decay, scale = _decay_and_scale(recurrence * rate, shape, edges)
         ctx.save_for_backward(recurrence, inflow, x, rate, decay, scale)
         ctx.shape, ctx.edges = shape, edges
-        return decay, entering
+        return decay, (inflow * x).mul_(scale)
 
     @staticmethod
     @once_differentiable
@@ -189,5 +195,5 @@ class GatedLinearRecurrence(nn.Module):
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             decay, inflow = _traced_gates(*gated)
         else:
-            decay, inflow = _Gates.apply(*gated) if torch.is_grad_enabled() else _open(*gated)[2::2]
+            decay, inflow = _Gates.apply(*gated) if torch.is_grad_enabled() else _open(*gated)
         return linear_scan(decay.view(lines.shape), inflow.view(lines.shape), dim=4, ways=1)

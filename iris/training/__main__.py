@@ -40,7 +40,7 @@ LEARNING_RATES = {Stage.autoencoder: 2e-3, Stage.class_conditional: 1e-3, Stage.
 
 _OF_FLOW = {"exit_weight", "warm_start", "logit_mean", "coarse_until", "grad_iterations", "weighting"}
 LOSS_OPTIONS = {Stage.autoencoder: set(), Stage.class_conditional: _OF_FLOW, Stage.text_to_image: _OF_FLOW, Stage.aesthetic: _OF_FLOW,
-                Stage.distill: {"exit_weight", "grad_iterations", "guidance_scale"}}
+                Stage.distill: {"exit_weight", "grad_iterations", "guidance_scale", "teacher_steps"}}
 
 
 class _Follower(Run):
@@ -103,12 +103,13 @@ def main(
     grad_iterations: Annotated[int | None, typer.Option(min=1, help="so many iterations are differentiated, the last ones; with fewer, more pictures a second go by")] = None,
     weighting: Annotated[str | None, typer.Option(help="'specification' multiplies the loss by t / (1 - t), at most 20, as the specification writes it; none when left out")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="distill: the teacher's guidance, which goes into the student")] = None,
+    teacher_steps: Annotated[int | None, typer.Option(min=1, help="distill: the steps of the teacher's paths; more draw better and take longer")] = None,
 ) -> None:
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
     if stage is not Stage.autoencoder and not init:
         raise typer.BadParameter(f"stage {stage.value} needs --init, the model of an earlier stage, such as RUN/pipeline or demo/models/iris-scenes.")
     loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until,
-                                 grad_iterations=grad_iterations, weighting=weighting, guidance_scale=guidance_scale)
+                                 grad_iterations=grad_iterations, weighting=weighting, guidance_scale=guidance_scale, teacher_steps=teacher_steps)
     config = configure(preset, changes=set_, init=init)
     pictures, held_out = load_pictures(data, config, limit)
     batch_size, learning_rate = batch_size or BATCH_SIZES[stage], LEARNING_RATES[stage] if learning_rate is None else learning_rate

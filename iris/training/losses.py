@@ -236,37 +236,46 @@ def _squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ConsistencyDraw(FlowDraw):
-    """A flow draw and the times [B, n] of the teacher's steps, from 1 down; the n-th step ends at 0."""
+    """A flow draw, the times [B, n] of the teacher's steps, from 1 down (the n-th ends at 0), and which of them are learned from [B, k]."""
 
     times: Tensor | None = None
+    learned: Tensor | None = None
 
 
 class ConsistencyLoss(RectifiedFlowLoss):
     """Consistency distillation (2303.01469) in rectified-flow coordinates: f(z, t) = z - t v(z, t) is the end of the path through z.
 
-    The frozen teacher solves its guided path from pure noise in `teacher_steps` Euler steps, at times drawn anew, and at each of them
-    the student's velocity learns to point at the end z_0: the squared error to (z_t - z_0) / t. So it regresses on the function that a
-    consistency model approaches by agreeing with itself a little later on the path. That bootstrap was here before and left a grain
-    on every picture (reports/LOG.md, 2026-11-27); a path of eight steps costs less than its pairs did. The pictures are not looked
-    at, only their captions. Guidance is inside the student, so it needs no null pass.
+    The frozen teacher solves its guided path from pure noise in `teacher_steps` Euler steps, at times drawn anew, each of
+    `teacher_iterations` (its mean when left out) and with `carry_state` from the core's last state. At pure noise and at up to
+    `points` - 1 more of these times, spread evenly, the student's velocity learns to point at the end z_0: the squared error to
+    (z_t - z_0) / t. So it regresses on the function that a consistency model approaches by agreeing with itself a little later on the
+    path. That bootstrap was here before and left a grain on every picture (reports/LOG.md, 2026-11-27); a path of eight steps costs
+    less than its pairs did. The pictures are not looked at, only their captions. Guidance is inside the student, so it needs no null pass.
     """
 
-    def __init__(self, teacher: Generator, guidance_scale: float, teacher_steps: int = 8, **options) -> None:
+    def __init__(self, teacher: Generator, guidance_scale: float, teacher_steps: int = 8, teacher_iterations: int | None = None,
+                 carry_state: bool = False, points: int = 8, **options) -> None:
         super().__init__(caption_dropout=0.0, warm_start=0.0, **options)
+        if teacher_steps < 1:
+            raise ConfigError(f"teacher_steps is {teacher_steps}; use 1 or more.")
         self.teacher = teacher.eval().requires_grad_(False)
-        self.guidance_scale, self.teacher_steps = guidance_scale, teacher_steps
+        self.guidance_scale, self.teacher_steps, self.points = guidance_scale, teacher_steps, min(points, teacher_steps)
+        self.teacher_iterations, self.carry_state = teacher_iterations or teacher.config.mean_iterations, carry_state
 
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> ConsistencyDraw:
-        flow, n = super().draw(module, batch, rng), self.teacher_steps
+        flow, n, k = super().draw(module, batch, rng), self.teacher_steps, self.points
         later = (torch.arange(n - 1, 0, -1) - 0.5 + torch.rand(len(flow.t), n - 1, generator=rng)) / n
         times = torch.cat([torch.ones(len(later), 1), later], dim=1)
-        return ConsistencyDraw(**{**flow.__dict__, "t": times[:, 0], "times": times})
+        learned = ((torch.arange(k) + torch.rand(len(times), k, generator=rng)) * n / k).long().clamp(max=n - 1)  # one of each k-th part
+        learned[:, 0] = 0
+        return ConsistencyDraw(**{**flow.__dict__, "t": times[:, 0], "times": times, "learned": learned})
 
     @torch.no_grad()
     def _solve(self, draw: ConsistencyDraw) -> tuple[Tensor, Tensor]:
         """The teacher's paths: points [B, n, C, h, w] at `times`, and their ends [B, 1, C, h, w]."""
         context = self.teacher.condition(draw.tokens, draw.mask)
-        velocity = GuidedVelocity(self.teacher, context, self.teacher.null_context(len(draw.noise)), self.guidance_scale, self.teacher.config.mean_iterations)
+        velocity = GuidedVelocity(self.teacher, context, self.teacher.null_context(len(draw.noise)), self.guidance_scale, self.teacher_iterations,
+                                  carry_state=self.carry_state)
         points, z = [], draw.noise
         for t, later in zip(draw.times.unbind(1), F.pad(draw.times, (0, 1))[:, 1:].unbind(1), strict=True):
             points.append(z)
@@ -274,13 +283,15 @@ class ConsistencyLoss(RectifiedFlowLoss):
         return torch.stack(points, dim=1), z[:, None]
 
     def __call__(self, module: nn.Module, draw: ConsistencyDraw) -> LossOutput:
-        points, end = self._solve(draw)
-        z_t, t = points.flatten(0, 1), draw.times.flatten()
-        target = ((points - end) / draw.times[..., None, None, None]).flatten(0, 1)
-        context = module.condition(draw.tokens, draw.mask).each(self.teacher_steps)
+        path, end = self._solve(draw)
+        rows = torch.arange(len(path), device=path.device)[:, None]
+        points, times = path[rows, draw.learned], draw.times[rows, draw.learned]
+        z_t, t = points.flatten(0, 1), times.flatten()
+        target = ((points - end) / times[..., None, None, None]).flatten(0, 1)
+        context = module.condition(draw.tokens, draw.mask).each(self.points)
         velocity, early = self._read(module, z_t, t, context, draw)
         per_sample = _squared_error(velocity, target)
-        loss, logs = per_sample.mean(), {"one_step": per_sample.detach().unflatten(0, draw.times.shape)[:, 0].mean()}
+        loss, logs = per_sample.mean(), {"one_step": per_sample.detach().unflatten(0, times.shape)[:, 0].mean()}
         if early is not None:
             apart = _squared_error(early, velocity.detach())
             loss = loss + self.exit_weight * apart.mean()

@@ -167,10 +167,12 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     """Stage 5: a student that jumps to the data in 1, 2 or 4 steps, with the teacher's guidance inside."""
     autoencoder, teacher = load_models(init, config, train.seed, trained=True)
     _, student = load_models(init, config, train.seed)
-    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data), guidance_scale=guidance_scale)
+    thinking = _thinking_of(init)
+    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data), guidance_scale=guidance_scale,
+               **thinking)
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loss = ConsistencyLoss(teacher.to(device, train.dtype), guidance_scale, **loss_options)
+    loss = ConsistencyLoss(teacher.to(device, train.dtype), guidance_scale, **thinking, **loss_options)
     if train.compile:
         compile_blocks(loss.teacher)  # asked twice a step, with words and without
     result = _fit_latents(student, loss, data, train, run, on_log)
@@ -178,7 +180,15 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale)}
     defaults = SamplingDefaults(num_steps=4, num_iterations=config.generator.mean_iterations, guidance_scale=1.0, sampler="consistency")
     return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, init,
-                   {"guidance_scale": guidance_scale, **loss_options})
+                   {"guidance_scale": guidance_scale, **thinking, **loss_options})
+
+
+def _thinking_of(folder: str | Path) -> dict[str, Any]:
+    """How a model thinks at each step unless told otherwise, as `ConsistencyLoss` takes it; a depth that is not a number is left to it."""
+    told = read_checkpoint(resolve_folder(folder), []).metadata.get("defaults", {})
+    depth = told.get("num_iterations")
+    return {"teacher_iterations": depth if isinstance(depth, int) else None, "carry_state": bool(told.get("carry_state", False))}
+
 
 
 @torch.no_grad()
