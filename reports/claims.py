@@ -148,7 +148,7 @@ CLAIMS: tuple[Claim, ...] = (
           "retrieval_percent.of_ceiling", "%", decimals=0, profiles=("emoji",)),
     Claim("relation_gain", "Relations drawn right at 8 iterations more than at 2, each step from zero", WORKBENCH, "at least", 10, "12", "gained.relation_gain_points", "points",
           decimals=0, profiles=("shipped",)),
-    Claim("auto_share", "Automatic depth: core passes over those of the cheapest fixed depth of as many steps that draws scenes as right", WORKBENCH, "at most", 80, "12",
+    Claim("auto_share", "Automatic depth: core passes over those of the cheapest fixed depth of as many steps, scenes as right and pictures as near to real ones", WORKBENCH, "at most", 80, "12",
           "gained.auto_share_percent", "%", decimals=0, profiles=("shipped",)),
     Claim("carried_saves", "A carried state at equal quality over 8 steps: core passes saved", WORKBENCH, "at least", 25, "12", "gained.carried_saves_percent",
           "%", decimals=0, profiles=("shipped",)),

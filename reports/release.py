@@ -108,7 +108,9 @@ def _exam(depth: dict[str, Any]) -> str:
     """The options of a depth file."""
     if not depth:
         return ""
-    return f" --count {depth['pictures']['scenes of each kind']} --samples {depth['pictures']['samples']} --guidance-scale {depth['guidance_scale']:g}"
+    pictures = depth["pictures"]
+    looks = f" --looks {pictures['looks']}" if pictures.get("looks", 0) > pictures["samples"] else ""
+    return f" --count {pictures['scenes of each kind']} --samples {pictures['samples']}{looks} --guidance-scale {depth['guidance_scale']:g}"
 
 
 def _told(training: dict[str, Any]) -> str:
@@ -137,7 +139,9 @@ def _thinking(depth: dict[str, Any]) -> str:
     table = "\n".join(f"| {row['setting']} | " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows)
     as_good = "draws as many scenes right" if automatic["outcome"].get("right") else "comes as near to real pictures"
     auto_share = (f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth that {as_good}" if automatic["equal"] else
-                  f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest good fixed depth, but does not draw as well")
+                  f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest good fixed depth, but its pictures are not as good")
+    looked = automatic["outcome"].get("kid"), depth["cheapest_fixed"].get("kid")
+    look = f"; their kernel distances are {_interval(looked[0])} and {_interval(looked[1])}" if all(looked) and "kid" not in depth["by_iterations"][0] else ""
     efforts = ", ".join(f"{name} {steps} x {iterations}" for name, (steps, iterations) in depth["frontier"].items())
     return f"""By `python -m iris.evaluation depth RUN/pipeline{_exam(depth)} --json`, steps x iterations, {depth['pictures']['scenes of each kind']} held-out scenes of each kind and {depth['pictures']['samples']} samples, seed {depth['seed']}, guidance {depth['guidance_scale']:g}; each step from zero, but for those whose state is carried:
 
@@ -146,7 +150,7 @@ def _thinking(depth: dict[str, Any]) -> str:
 {table}
 
 Automatic depth stops at a relative change of {automatic['threshold']:g}; {auto_share}
-({depth['cheapest_fixed']['setting']}), with a standard deviation of {automatic["outcome"]["spread"]:.1f} passes between pictures. A state carried from step to step saves {max(0.0, carried['saved']):.0%} over {carried['num_steps']}
+({depth['cheapest_fixed']['setting']}){look}, with a standard deviation of {automatic["outcome"]["spread"]:.1f} passes between pictures. A state carried from step to step saves {max(0.0, carried['saved']):.0%} over {carried['num_steps']}
 steps at equal quality{" and is this model's default" if depth["carry_state"] else ""}. Efforts that the demo offers, from the matrix of steps and iterations: {efforts}."""
 
 

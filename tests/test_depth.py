@@ -26,7 +26,7 @@ from iris.evaluation.depth import (
     measure_depth,
     practised_threshold,
 )
-from iris.evaluation.metrics import share
+from iris.evaluation.metrics import Estimate, share
 from iris.evaluation.quality import QualityError, scene_specs
 from iris.pipeline import IRISPipeline, SamplingDefaults
 from reports.release import model_card
@@ -128,6 +128,21 @@ def test_everything_is_measured_and_told_on_the_card(pipe: IRISPipeline) -> None
     card = model_card(pipe, "iris-test", {}, found)
     assert card.count("scenes: drawn by this repository") == 2 and card.count("fluent-3d: MIT") == 1
     assert "| 2 x auto |" in card and f"{found['automatic']['threshold']:g}" in card and "| one right |" in card
+
+
+def test_a_look_decides_too_whether_automatic_depth_is_equal(pipe: IRISPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right answers alike, but by the look "auto" is told to be twice as far from real pictures, and then not."""
+    take, far = DepthExam.take, Estimate(0.2, (0.19, 0.21))
+    options = {"count": 2, "num_steps": 2, "depths": (1, 2), "matrix": ((1,), (1,)), "looks": 8}
+    for near, equal in ((Estimate(0.1, (0.09, 0.11)), False), (Estimate(0.2, (0.18, 0.21)), True)):
+        def looked(exam: DepthExam, setting: Setting, pipe: IRISPipeline | None = None, near: Estimate = near):
+            outcome = take(exam, setting, pipe)
+            return outcome if outcome.kid is None else replace(outcome, kid=far if setting.num_iterations == "auto" else near)
+
+        monkeypatch.setattr(DepthExam, "take", looked)
+        found = measure_depth(pipe, **options)
+        assert found["automatic"]["equal"] is equal and found["pictures"] == {"scenes of each kind": 2, "samples": 0, "looks": 8}
+        assert "kid" not in found["by_iterations"][0] and found["cheapest_fixed"]["kid"] == near.to_dict() and found["automatic"]["outcome"]["kid"] == far.to_dict()
 
 
 def test_the_command_refuses_what_is_not_a_model(tmp_path) -> None:

@@ -56,6 +56,7 @@ def depth(
     data: Annotated[str, typer.Option(help="data source; the model's own by default")] = "",
     count: Annotated[int, typer.Option(min=0, help="held-out scenes of each kind, for a model that knows scenes")] = 64,
     samples: Annotated[int, typer.Option(min=0, help="pictures drawn for the kernel distance at every setting; 0 leaves it out")] = 0,
+    looks: Annotated[int, typer.Option(min=0, help="pictures drawn for the kernel distance of automatic depth and its fixed one alone, for a model that knows scenes")] = 0,
     num_steps: Annotated[int | None, typer.Option(min=1, help="solver steps while iterations vary; 12 by default, 4 of a student")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="guidance; the model's default by default")] = None,
     teacher: Annotated[str, typer.Option(help="the model that a student learned from: its 32 steps x 8 iterations beside the rest")] = "",
@@ -68,7 +69,7 @@ def depth(
         from iris.pipeline import IRISPipeline
 
         return measure_depth(IRISPipeline.from_pretrained(model), count, samples, data, seed, batch_size, num_steps, guidance_scale=guidance_scale,
-                             teacher=IRISPipeline.from_pretrained(teacher) if teacher else None)
+                             teacher=IRISPipeline.from_pretrained(teacher) if teacher else None, looks=looks)
 
     _report(measure, json_)
 

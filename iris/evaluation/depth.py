@@ -66,6 +66,10 @@ class Outcome:
             return self.right["every"].value >= best.right["every"].interval[0]
         return self.kid.value <= best.kid.interval[1]
 
+    def looks_like(self, other: Outcome) -> bool:
+        """Whether this one's pictures are as near to real ones, within the interval of the other's; so it is where nobody looked."""
+        return self.kid is None or other.kid is None or self.kid.value <= other.kid.interval[1]
+
     @property
     def quality(self) -> float:
         """A number to order by; higher is better."""
@@ -207,14 +211,16 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
 
 def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: str = "", seed: int = 0, batch_size: int = 16,
                   num_steps: int | None = None, depths: Sequence[int] = (1, 2, 4, 6, 8, 16, 32), matrix: Grid | None = None,
-                  guidance_scale: float | None = None, teacher: IRISPipeline | None = None) -> dict[str, Any]:
+                  guidance_scale: float | None = None, teacher: IRISPipeline | None = None, looks: int = 0) -> dict[str, Any]:
     """Everything that a model's card tells about depth, as plain data.
 
     "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student),
     fresh and with the state carried from step to step, and the share of core passes that carrying saves; where it saves any,
     "carry_state" holds and the rest is drawn so. "matrix" of steps x iterations with the "frontier" that follows. "automatic": the
-    threshold chosen on practice scenes (by distances where there are none), and auto beside "cheapest_fixed", the cheapest of the "fixed" depths of equal quality: as many steps, their state carried
-    where auto carries its own. "teacher": what a student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given.
+    threshold chosen on practice scenes (by distances where there are none), and auto beside "cheapest_fixed", the cheapest of the
+    "fixed" depths of equal quality: as many steps, their state carried where auto carries its own. Where right answers decide, `looks`
+    held-out captions tell by the kernel distance whether these two look alike too, and "equal" asks for both. "teacher": what a
+    student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given.
     """
     student = pipe.defaults.sampler == "consistency"
     num_steps = num_steps or (4 if student else 12)
@@ -228,9 +234,12 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
     alike = [exam.take(Setting(num_steps, depth, True)) for depth in CARRIED_DEPTHS] if carry else by_iterations
     best, fixed = max(alike, key=lambda outcome: outcome.quality), cheapest_equal(alike)
-    threshold, automatic = _automatic(exam, num_steps, best, fixed, carry)
+    look = DepthExam(pipe, 0, looks, data, seed, batch_size, guidance_scale) if looks and exam.specs and not exam.captions else exam
+    threshold, automatic = _automatic(exam, look, num_steps, best, fixed, carry)
+    if look is not exam:
+        fixed = replace(fixed, kid=look.take(fixed.setting).kid)
     return {
-        "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions)}, "seed": seed,
+        "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions), "looks": len(look.captions)}, "seed": seed,
         "trained_iterations": pipe.config.generator.mean_iterations,
         "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
         "by_iterations": [_plain(outcome) for outcome in by_iterations],
@@ -238,12 +247,12 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "carried": {"num_steps": carried_steps, "fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
         "matrix": [_plain(outcome) for outcome in drawn], "frontier": frontier(drawn, num_steps),
         "automatic": {"threshold": threshold, "outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
-                      "equal": automatic.at_least(best)},
+                      "equal": automatic.at_least(best) and automatic.looks_like(fixed)},
     } | ({"teacher": _plain(exam.take(Setting(32, 8), teacher))} if teacher else {})
 
 
-def _automatic(exam: DepthExam, num_steps: int, best: Outcome, fixed: Outcome, carry_state: bool) -> tuple[float, Outcome]:
-    """The threshold that is as good as the `best` depth, or by distances as `fixed`, and what "auto" gives with it."""
+def _automatic(exam: DepthExam, look: DepthExam, num_steps: int, best: Outcome, fixed: Outcome, carry_state: bool) -> tuple[float, Outcome]:
+    """The threshold that is as good as the `best` depth, or by distances as `fixed`, and what "auto" gives with it; its kernel distance is `look`'s."""
     pipe, setting = exam.pipe, Setting(num_steps, "auto", carry_state)
     if exam.specs:
         threshold = practised_threshold(exam.practice(), setting, best.setting)
@@ -253,7 +262,8 @@ def _automatic(exam: DepthExam, num_steps: int, best: Outcome, fixed: Outcome, c
         threshold = calibrate_threshold(pipe, prompts, seeds, num_steps, int(fixed.setting.num_iterations), 2 * pipe.config.generator.mean_iterations,
                                         exam.guidance_scale, carry_state).threshold
     with _threshold(pipe, threshold):
-        return threshold, exam.take(setting)
+        automatic = exam.take(setting)
+        return threshold, automatic if look is exam else replace(automatic, kid=look.take(setting).kid)
 
 
 def practised_threshold(practice: DepthExam, automatic: Setting, best: Setting) -> float:
