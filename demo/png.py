@@ -24,7 +24,7 @@ from iris.text import PromptError
 KEYWORD = "iris"
 FORMAT = 1
 MAX_FILE_BYTES = 16_000_000
-MAX_TEXT_CHARACTERS = 20_000
+MAX_TEXT_CHARACTERS = 40_000  # two prompts of a thousand characters, twelve for each that lies beyond the first plane, and the facts
 
 
 class PngError(ValueError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -91,8 +93,26 @@ def start_time(pid: int) -> str | None:
         return None
 
 
-def release_lock(path: Path) -> None:
-    """Remove the lock if it is this process's (a forked worker must not remove its parent's)."""
+def keep_lock_fresh(path: Path) -> threading.Event:
+    """Refresh the lock's age every half minute, whatever the process is busy with, until the event that is returned is set.
+
+    Another computer cannot ask whether the writer lives, and encoding a large data set writes nothing for longer than its patience.
+    """
+    lock, given_back = path / LOCK_FILE, threading.Event()
+
+    def refresh() -> None:
+        while not given_back.wait(REFRESH_SECONDS):
+            with contextlib.suppress(OSError):  # a disk that is away for a moment; the lock itself if it was deleted
+                os.utime(lock)
+
+    threading.Thread(target=refresh, name="iris-lock", daemon=True).start()
+    return given_back
+
+
+def release_lock(path: Path, refreshing: threading.Event | None = None) -> None:
+    """Remove the lock if it is this process's (a forked worker must not remove its parent's), and end its refreshing."""
+    if refreshing is not None:
+        refreshing.set()
     lock = path / LOCK_FILE
     try:
         if json.loads(lock.read_bytes())["pid"] == os.getpid():

@@ -30,6 +30,8 @@ def copy_run(source: Path, target: Path, prune: bool = True) -> None:
     run of a moment earlier. With `prune` checkpoints that `source` no longer keeps are deleted at the end.
     """
     target.mkdir(parents=True, exist_ok=True)
+    for left in (target / "checkpoints").glob(".step-*.copying"):  # by a copy that was killed; a Drive fills up with them
+        delete_emptied(left)
     kept = [folder for folder in _folders(source) if (folder / _MANIFEST).is_file()]
     for folder in kept:
         _copy_folder(folder, target / folder.relative_to(source))

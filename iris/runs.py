@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iris.locks import LOCK_FILE, REFRESH_SECONDS, LockError, release_lock, take_lock
+from iris.locks import LockError, keep_lock_fresh, release_lock, take_lock
 from iris.mirror import copy_run, newest_step
 
 CONFIG_FILE = "run.json"
@@ -57,8 +57,8 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._release = weakref.finalize(self, release_lock, path)  # also when the object or the process just ends
-        self._refreshed = self._mirrored = time.monotonic()
+        self._release = weakref.finalize(self, release_lock, path, keep_lock_fresh(path))  # also when the object or the process just ends
+        self._mirrored = time.monotonic()
 
     @classmethod
     def open(cls, path: Path | str, config: Mapping[str, Any] | None = None, resume: bool = True, mirror: Path | str | None = None,
@@ -172,9 +172,6 @@ class Run:
         self._require_open()
         try:
             _append(self.path / METRICS_FILE, line)
-            if time.monotonic() - self._refreshed > REFRESH_SECONDS:
-                self._refreshed = time.monotonic()
-                os.utime(self.path / LOCK_FILE)
         except OSError as error:
             raise RunError(f"{self.path / METRICS_FILE} cannot be written: {error.strerror or error}.") from error
         return row
@@ -344,7 +341,8 @@ def _bring_back(mirror: Path, path: Path, config: Mapping[str, Any] | None) -> N
     """Copy the run from its mirror when that has come further; nothing here is deleted, and nothing is copied before it is sure to fit."""
     here, there = (_read_object(folder / CONFIG_FILE) for folder in (path, mirror))
     if here.get(ID) and there.get(ID) and here[ID] != there[ID]:
-        raise RunError(f"the mirror {mirror} is that of another run than {path}; use another mirror, or {_START_OVER}.")
+        further = f"to go on with the mirror's, which has come to step {newest_step(mirror)}, move {path} away; else " if newest_step(mirror) > newest_step(path) else ""
+        raise RunError(f"the mirror {mirror} is that of another run than {path}; {further}use another mirror, or {_START_OVER}.")
     if newest_step(mirror) > newest_step(path) or not here:
         if there:
             _check_config(mirror, config)

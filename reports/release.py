@@ -72,6 +72,11 @@ def data_lines(source: str) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def seen_by_generator(training: dict[str, Any]) -> str:
+    """The data sources of all trainings that a generator went through, the first one first."""
+    return "+".join(dict.fromkeys(part for told in (*training.get("before", []), training) for part in told["data"].split("+")))
+
+
 def _interval(entry: dict[str, Any]) -> str:
     low, high = entry["interval"]
     return f"{entry['value']:.3g} ({low:.3g} to {high:.3g})"
@@ -211,7 +216,7 @@ Not picked: {"captions of the first 64 training pictures, which are shuffled" if
 
 ## Data and licences
 The generator saw:
-{chr(10).join(f"- {line}" for line in data_lines(training["data"]))}
+{chr(10).join(f"- {line}" for line in data_lines(seen_by_generator(training)))}
 
 The autoencoder saw:
 {chr(10).join(f"- {line}" for line in data_lines(training["autoencoder_data"]))}
@@ -258,7 +263,7 @@ def release(
     pipe.defaults = replace(pipe.defaults, **{key: value for key, value in chosen.items() if value is not None})
     training = pipe.metadata["training"]
     source, training["autoencoder_data"] = training["data"], autoencoder_data or training.get("autoencoder_data", "")
-    for part in (source, training["autoencoder_data"]):
+    for part in (seen_by_generator(training), training["autoencoder_data"]):
         data_lines(part)  # refuse before anything is written
     if thinking:
         pipe.metadata["frontier"] = thinking["frontier"]

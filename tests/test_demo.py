@@ -81,7 +81,7 @@ def test_a_preview_arrives_after_every_step(client: Client) -> None:
     assert [told["finished"] for told in moments if told["step"] < 4] == [False] * 3
 
 
-@pytest.mark.parametrize("prompt", ["a\0b", "👩‍👩‍👧‍👦 at 🏖️", "תפוח אדום", "<img src=x onerror=alert(1)>", "../../etc/passwd", "a" * 1000, "\u202egnp"])
+@pytest.mark.parametrize("prompt", ["a\0b", "👩‍👩‍👧‍👦 at 🏖️", "תפוח אדום", "<img src=x onerror=alert(1)>", "../../etc/passwd", "a" * 1000, "🍎" * 1000, "\u202egnp"])
 def test_odd_prompts_are_drawn(client: Client, prompt: str) -> None:
     path, told = client.predict(prompt=prompt, num_steps=1, num_iterations=1, api_name="/generate")
     assert pixels(path).shape == (32, 32, 3)

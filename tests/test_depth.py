@@ -26,6 +26,7 @@ from iris.evaluation.depth import (
     measure_depth,
     practised_threshold,
 )
+from iris.evaluation.laws import gained_by_iterations
 from iris.evaluation.metrics import Estimate, share
 from iris.evaluation.quality import QualityError, scene_specs
 from iris.pipeline import IRISPipeline, SamplingDefaults
@@ -99,6 +100,56 @@ def test_a_calibrated_threshold_draws_as_closely_as_the_fixed_depth(pipe: IRISPi
     distance, allowed = (float(np.median((part - deep).square().flatten(1).mean(1).sqrt())) for part in (automatic.latents, fixed))
     assert found.distance == pytest.approx(distance, rel=1e-5) and found.fixed_distance == pytest.approx(allowed, rel=1e-5)
     assert distance <= allowed and found.iterations == pytest.approx(np.mean(automatic.iterations))
+
+
+def test_no_larger_threshold_would_have_been_close_enough(pipe: IRISPipeline) -> None:
+    prompts, seeds = ["red apple", "a blue star", "two green rings"], [1, 2, 3]
+    found = calibrate_threshold(pipe, prompts, seeds, 3, fixed=8, deep=16, carry_state=True)
+    assert 0.011 < found.threshold < 0.99
+
+    def latents(depth: int | str, carried: bool) -> np.ndarray:
+        return pipe(prompts, seed=seeds, num_steps=3, num_iterations=depth, carry_state=carried).latents.numpy()
+
+    goal = latents(16, False)
+    assert found.fixed_distance == pytest.approx(float(np.median(np.sqrt(((latents(8, True) - goal) ** 2).mean((1, 2, 3))))), rel=1e-5)
+    pipe.defaults = replace(pipe.defaults, exit_threshold=found.threshold * 1.06)
+    assert np.median(np.sqrt(((latents("auto", True) - goal) ** 2).mean((1, 2, 3)))) > found.fixed_distance
+
+
+def test_a_fixed_depth_is_less_than_the_deep_one(pipe: IRISPipeline) -> None:
+    """Else it would be its own goal, and no threshold but the least could equal it."""
+    with pytest.raises(QualityError, match="not less than"):
+        calibrate_threshold(pipe, ["red apple"], [1], 3, fixed=8, deep=8)
+
+
+class NeedsTwoWhereCarried(NeedsFour):
+    """Two iterations are enough where the state is carried; "auto" always takes three."""
+
+    config = SimpleNamespace(generator=SimpleNamespace(mean_iterations=4))
+
+    def __call__(self, prompts, seed, num_steps, num_iterations, carry_state, guidance_scale):
+        turns = 3 if num_iterations == "auto" else num_iterations
+        enough = turns >= (2 if carry_state else 4)
+        images = [Image.fromarray(render_scene(self.truth[prompt], 64)) if enough else Image.new("RGB", (64, 64), "grey") for prompt in prompts]
+        return SimpleNamespace(images=images, iterations=[[turns] * num_steps for _ in prompts])
+
+
+def test_what_a_carried_state_saves_is_measured_and_becomes_the_default() -> None:
+    found = measure_depth(NeedsTwoWhereCarried(4), count=4, num_steps=6, depths=(2, 4, 8), matrix=((2, 4), (1, 2, 4)))
+    assert found["carried"]["saved"] == 0.5 and found["carry_state"] is True
+    assert [row["carry_state"] for row in found["fixed"]] == [True] * 5 and found["cheapest_fixed"]["setting"] == "6 x 2, state carried"
+    assert found["automatic"]["equal"] and found["automatic"]["share_of_fixed"] == 1.5
+    assert found["frontier"]["Balanced"] == [2, 2]
+    gained = gained_by_iterations(found)
+    assert gained == {"relation_gain_points": 100.0, "auto_share_percent": 150.0, "auto_spread_passes": 0.0, "carried_saves_percent": 50.0}
+    assert gained_by_iterations(found | {"automatic": found["automatic"] | {"equal": False}})["auto_share_percent"] == 100.0
+
+
+def test_without_right_answers_the_nearer_pictures_are_the_better_ones() -> None:
+    near, close, far = (Outcome(Setting(8, depth), {}, Estimate(value, (value - 0.02, value + 0.02)), 16.0 * depth, 0.0, {}, 0.0)
+                        for depth, value in ((8, 0.10), (4, 0.11), (2, 0.13)))
+    assert close.at_least(near) and not far.at_least(near) and near.at_least(far)
+    assert cheapest_equal([near, close, far]) is close and frontier([near, close, far], 8)["Best"] == [8, 8]
 
 
 def test_the_threshold_is_the_largest_that_draws_practice_scenes_as_well_as_the_best_depth() -> None:

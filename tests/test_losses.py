@@ -265,6 +265,25 @@ def test_a_training_begins_where_things_stand() -> None:
     assert any(draw.warm_from is not None for draw in draws[100]) and min(draw.depth for draw in draws[None]) == CONFIG.mean_iterations
 
 
+def test_a_students_exit_learns_its_own_full_depth_which_is_stopped() -> None:
+    generator, loss, draw = consistency(exit_weight=0.5, teacher_steps=2)
+    draw = dataclasses.replace(draw, depth=3, exit=1)
+    weights = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    output = loss(generator, draw)
+    points, end = loss._solve(draw)
+    expected, apart = [], []
+    for k in range(2):
+        z_t, t = points[:, k], draw.times[:, k]
+        early, full = (generator(z_t, t, draw.tokens, depth, draw.mask) for depth in (1, 3))
+        expected.append((full - (z_t - end[:, 0]) / t.view(-1, 1, 1, 1)).square().mean())
+        apart.append((early - full.detach()).square().mean())
+    whole = (expected[0] + expected[1]) / 2 + 0.5 * (apart[0] + apart[1]) / 2
+    torch.testing.assert_close(output.loss, whole, rtol=1e-8, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(output.loss, weights, allow_unused=True), torch.autograd.grad(whole, weights, allow_unused=True), strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
+
+
 def test_the_exits_teacher_is_stopped() -> None:
     """The exit's gradient is that of its distance to a constant."""
     generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(exit_weight=1.0)
@@ -375,9 +394,8 @@ def test_the_learned_points_are_pure_noise_and_one_of_each_equal_part(steps: int
     generator, loss, _ = consistency(teacher_steps=steps, points=points)
     learned, kept = loss.draw(generator, batch(4000), rng_for(0)).learned, min(steps, points)
     assert learned.shape == (4000, kept) and (learned[:, 0] == 0).all() and (learned.diff(dim=1) >= 0).all()
-    counts = learned[:, 1:].flatten().bincount(minlength=steps)[steps // kept:].double()
-    if steps % kept == 0:
-        assert (learned.diff(dim=1) > 0).all() and (counts / 4000 - kept / steps).abs().max() < 0.03
+    counts = learned.flatten().bincount(minlength=steps).double() / 4000
+    assert counts[0] == 1 and (counts[1:] - (kept - 1) / (steps - 1)).abs().max() < 0.04
 
 
 @pytest.mark.parametrize("steps", [0, -1])

@@ -53,6 +53,15 @@ def test_saving_twice_in_one_place_keeps_the_newer_model(pipeline: IRISPipeline,
     assert IRISPipeline.from_pretrained(tmp_path / "model").defaults.num_steps == 2
 
 
+def test_automatic_depth_stops_where_the_models_own_threshold_says(pipeline: IRISPipeline) -> None:
+    mine = copy.copy(pipeline)
+    spent = []
+    for threshold in (100.0, 0.4, 0.0):
+        mine.defaults = dataclasses.replace(pipeline.defaults, exit_threshold=threshold)
+        spent.append(mine("a red circle", seed=1, num_iterations="auto").iterations[0])
+    assert spent[0] == [2, 2, 2] and spent[2] == [16, 16, 16] and 6 < sum(spent[1]) < 48
+
+
 def test_a_folder_without_a_generator_is_refused(pipeline: IRISPipeline, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "stage-1", pipeline.config.to_dict(), state_dicts(autoencoder=pipeline.autoencoder))
     with pytest.raises(CheckpointError, match="holds autoencoder; a pipeline needs"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from oracles import Oracle, pixel_features
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -56,6 +59,30 @@ def test_an_oracle_draws_every_scene_right():
         assert ("relation" in scores) == ("sides" in scores) == (kind == "relation") and scores["count"].interval[0] > 0.7
     assert oracle.seeds == [5 + i for _ in quality.KINDS for i in range(12)]
     assert oracle.arguments["num_steps"] == 3 and oracle.arguments["num_iterations"] == "auto"
+
+
+def test_the_ceiling_is_what_the_autoencoder_lets_through():
+    class Blind(Oracle):
+        def decode(self, latents):
+            return [Image.new("RGB", (64, 64), "grey")] * len(latents)
+
+    specs = quality.scene_specs(64, 4, ("one",))
+    found = quality.scene_accuracy(Blind(_truth(specs)), specs)["one"]
+    assert found["right"].value == 1 and found["ceiling"].value == 0
+
+
+def test_a_model_is_measured_with_what_it_was_trained_on_unless_told_otherwise():
+    model = SimpleNamespace(metadata={"training": {"data": "scenes*2+scenes:pair"}})
+    assert drawing.source_of(model) == "scenes*2+scenes:pair" and drawing.source_of(model, "scenes") == "scenes"
+    with pytest.warns(UserWarning, match="was trained on scenes.*measured with emoji:noto"):
+        assert drawing.source_of(model, "emoji:noto") == "emoji:noto"
+    mine = SimpleNamespace(metadata={"training": {"data": "folder:my_scenes"}})
+    with pytest.raises(drawing.QualityError, match="say where it lies"):
+        drawing.source_of(mine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert drawing.source_of(mine, "folder:/data/my_scenes") == "folder:/data/my_scenes"
+    assert not drawing.has_scenes("folder:/data/my_scenes") and drawing.has_scenes("emoji:noto + scenes:one")
 
 
 def test_each_fact_is_judged_by_itself():

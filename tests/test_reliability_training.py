@@ -208,7 +208,11 @@ def test_what_leaves_the_mirror_leaves_nothing_in_a_bin(tmp_path: Path, monkeypa
         with Run.open(tmp_path / "here", {}) as run:
             fit(worker.flow()[0], batches, loss, dataclasses.replace(LONG, train_steps=until), run)
             write_checkpoint(run.pipeline_path, {}, {"generator": {"step": torch.tensor([until])}})
+        left = tmp_path / "drive" / "checkpoints" / ".step-00000001.copying"  # by a copy that was killed
+        left.mkdir(parents=True)
+        (left / "weights").write_bytes(b"much")
         mirror.copy_run(tmp_path / "here", tmp_path / "drive")
+        assert not left.exists()
     assert len(deleted) > 4 and set(deleted) == {0}
     assert latest_checkpoint(tmp_path / "drive" / "checkpoints").metadata["step"] == 8
 
@@ -225,7 +229,7 @@ def test_a_mirror_of_another_run_never_takes_a_runs_place(tmp_path: Path) -> Non
     train(8, mirror=drive)
     train(3, resume=False)  # and the machine ends before anything is mirrored
     before = sorted((here / "checkpoints").iterdir())
-    with pytest.raises(RunError, match="is that of another run"):
+    with pytest.raises(RunError, match=r"is that of another run.*come to step 8, move .*here away"):
         Run.open(here, {"a": 1}, mirror=drive)
     assert sorted((here / "checkpoints").iterdir()) == before and (drive / "checkpoints" / "step-00000008").is_dir()
     train(3, resume=False, mirror=drive)  # said outright: the mirror follows at once, and what it held steps aside there too

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -287,6 +288,23 @@ def test_a_lock_of_another_computer_is_dead_when_it_is_old(path: Path) -> None:
         Run.open(path)
     write_lock(path, age=3600, pid=1, started=None, host="another")
     Run.open(path).close()
+
+
+def test_a_writer_that_is_busy_keeps_its_lock_fresh(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another computer could not ask it, and would take the run over after a quarter of an hour without a row."""
+    monkeypatch.setattr("iris.locks.REFRESH_SECONDS", 0.02)
+    lock = path / "lock.json"
+    with Run.open(path) as run:
+        os.utime(lock, (0, 0))
+        waited = time.monotonic() + 10
+        while lock.stat().st_mtime < 1 and time.monotonic() < waited:
+            time.sleep(0.01)
+        assert time.time() - lock.stat().st_mtime < 10
+        refreshing = [thread for thread in threading.enumerate() if thread.name == "iris-lock"]
+        assert refreshing
+    for thread in refreshing:
+        thread.join(10)
+    assert run.path == path and not any(thread.is_alive() for thread in refreshing)
 
 
 def test_a_damaged_lock_is_taken_over_once_it_is_old(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import build_generator, randomise, some_latents
 
 from iris.checkpoint import CheckpointError, read_checkpoint
 from iris.config import preset
+from iris.data.base import Example
 from iris.data.scenes import Scenes
+from iris.nn.autoencoder import WaveletVAE
+from iris.nn.generator import Generator
 from iris.pipeline import IRISPipeline
 from iris.runs import Run, RunError, read_metrics, read_summary
 from iris.training import stages
@@ -83,6 +88,66 @@ def test_the_autoencoder_passes_through_unchanged_and_the_generator_learns(resul
 def test_stage_5_reports_its_one_step_error_beside_the_teachers(results: dict[int, StageResult]) -> None:
     summary = results[5].summary
     assert summary["student_one_step_error"] > 0 and summary["teacher_one_step_error"] > 0 and summary["guidance_inside"] == 3.0
+
+
+class Known:
+    """A generator whose velocity is the same everywhere: from noise z it ends at z - velocity, in one step and in many."""
+
+    def __init__(self, velocity: float) -> None:
+        self.made = Generator(NANO.generator)
+        torch.nn.init.constant_(self.made.output.bias, velocity)
+
+
+def test_one_step_errors_are_distances_to_the_end_of_the_teachers_path() -> None:
+    held_out = some_latents()
+    found = stages.one_step_errors(Known(1.0).made, Known(0.75).made, held_out, 3.0)
+    assert found["student_one_step_error"] == pytest.approx(0.0625, rel=1e-5) and found["teacher_one_step_error"] < 1e-10
+    teacher = build_generator(NANO)
+    alike = stages.one_step_errors(copy.deepcopy(teacher), teacher, held_out, 1.0)
+    assert alike["student_one_step_error"] == pytest.approx(alike["teacher_one_step_error"]) and alike["teacher_one_step_error"] > 1e-4
+
+
+class Shifted(torch.nn.Module):
+    """An autoencoder whose pictures come back `by` too bright."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.tensor(by))
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents + self.by
+
+
+def test_held_out_psnr_is_that_of_pictures_from_minus_one_to_one_cut_off_there() -> None:
+    dark = [Example(np.full((32, 32, 3), 50, np.uint8), ("",), "", "dark") for _ in range(3)]
+    assert stages.held_out_psnr(Shifted(0.2), dark) == pytest.approx(10 * math.log10(4 / 0.04), abs=1e-3)
+    white = [Example(np.full((32, 32, 3), 255, np.uint8), ("",), "", "white")]
+    assert stages.held_out_psnr(Shifted(0.2), white) == pytest.approx(10 * math.log10(4 / 1e-10), abs=1e-3)  # all that was too bright is cut off
+
+
+def test_calibrated_latents_have_a_mean_of_zero_and_one_deviation_for_all_channels() -> None:
+    autoencoder = randomise(WaveletVAE(NANO.autoencoder))
+    stages.calibrate(autoencoder, DATA[0])
+    assert autoencoder.latent_std.unique().numel() == 1
+    with torch.no_grad():
+        latents = autoencoder.encode(stages._sample_images(DATA[0], 16, 0))
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-4
+    assert float(latents.var((0, 2, 3)).mean()) == pytest.approx(1.0, rel=1e-4) and latents.var((0, 2, 3)).std() > 0.01
+
+
+def test_a_student_learns_from_its_teacher_as_that_draws_by_default(results: dict[int, StageResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = IRISPipeline.from_pretrained(results[4].pipeline_path)
+    teacher.defaults = dataclasses.replace(teacher.defaults, num_iterations=2, carry_state=True)
+    teacher.save_pretrained(tmp_path / "teacher", dtype=torch.float32)
+    built, build = [], stages.ConsistencyLoss
+    monkeypatch.setattr(stages, "ConsistencyLoss", lambda *a, **k: built.append(build(*a, **k)) or built[-1])
+    result = run_stage(5, tmp_path, tmp_path / "teacher", dataclasses.replace(TRAIN, train_steps=1))
+    assert (built[0].teacher_iterations, built[0].carry_state) == (2, True)
+    told = read_checkpoint(result.pipeline_path).metadata["training"]["loss"]
+    assert told == {"guidance_scale": 3.0, "teacher_iterations": 2, "carry_state": True}
 
 
 @pytest.mark.parametrize("stage", [2, 3, 4, 5])

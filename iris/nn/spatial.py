@@ -29,9 +29,9 @@ class ManhattanDecay(nn.Module):
     def axis_filter(self, length: int) -> Tensor:
         """[heads, length, length]: gamma^|i-j|, each row divided by its sum."""
         position = torch.arange(length, device=self.logit.device)
+        distance = (position[:, None] - position[None]).abs()
         logit = self.logit.to(torch.promote_types(self.logit.dtype, torch.float32))
-        powers = torch.exp(position * nn.functional.logsigmoid(logit)[:, None])  # of every distance, once
-        weights = powers[:, (position[:, None] - position).abs()]
+        weights = torch.exp(distance * nn.functional.logsigmoid(logit)[:, None, None])
         return weights / weights.sum(-1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:

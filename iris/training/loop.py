@@ -314,11 +314,15 @@ class _Session:
             output = loss(self.module, draw)
         self.accelerator.backward(output.loss)
         mean, unweighted = self._average_over_processes(output)
-        if not (math.isfinite(mean) and self.guard.trusts(unweighted)):  # its gradient may be finite: x^2 overflows before 2x
+        refused, scaler = not (math.isfinite(mean) and self.guard.trusts(unweighted)), self.accelerator.scaler
+        if refused:  # its gradient may be finite: x^2 overflows before 2x
             self.parameters[0].grad = torch.full_like(self.parameters[0], math.nan)
+        scale = scaler.get_scale() if scaler is not None and math.isfinite(mean) and refused else None
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.train.clip_norm))
-        if math.isfinite(norm) or self.accelerator.scaler is not None:  # the scaler skips such a step itself
+        if math.isfinite(norm) or scaler is not None:  # the scaler skips such a step itself
             self.optimizer.step()
+        if scale is not None:
+            scaler.update(scale)  # a spike was no overflow: it says nothing about the scale
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         broken = not bool(torch.stack(torch._foreach_norm(self.parameters)).isfinite().all())

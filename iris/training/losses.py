@@ -266,8 +266,9 @@ class ConsistencyLoss(RectifiedFlowLoss):
         flow, n, k = super().draw(module, batch, rng), self.teacher_steps, self.points
         later = (torch.arange(n - 1, 0, -1) - 0.5 + torch.rand(len(flow.t), n - 1, generator=rng)) / n
         times = torch.cat([torch.ones(len(later), 1), later], dim=1)
-        learned = ((torch.arange(k) + torch.rand(len(times), k, generator=rng)) * n / k).long().clamp(max=n - 1)  # one of each k-th part
-        learned[:, 0] = 0
+        part = (n - 1) / max(1, k - 1)  # pure noise, and one point of each equal part of the rest
+        rest = 1 + ((torch.arange(k - 1) + torch.rand(len(times), k - 1, generator=rng)) * part).long().clamp(max=n - 2)
+        learned = torch.cat([torch.zeros(len(times), 1, dtype=torch.long), rest], dim=1)
         return ConsistencyDraw(**{**flow.__dict__, "t": times[:, 0], "times": times, "learned": learned})
 
     @torch.no_grad()

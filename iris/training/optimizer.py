@@ -21,8 +21,12 @@ ADAPTIVE = ("position", "output")  # matrices by name that are not of a hidden l
 
 
 def orthogonalize(stack: Tensor, steps: int = 5) -> Tensor:
-    """U V^T of each matrix U S V^T of a stack [k, m, n], nearly: singular values end between 0.7 and 1.2. In bf16, as its authors do."""
-    x = stack.mT.bfloat16() if stack.shape[1] > stack.shape[2] else stack.bfloat16()
+    """U V^T of each matrix U S V^T of a stack [k, m, n], nearly: singular values end between 0.7 and 1.2.
+
+    In bf16, as its authors do, but in fp16 on a GPU that has no units for bf16, such as a T4: the norm is one, so nothing overflows.
+    """
+    half = torch.float16 if stack.is_cuda and torch.cuda.get_device_capability(stack.device) < (8, 0) else torch.bfloat16
+    x = (stack.mT if stack.shape[1] > stack.shape[2] else stack).to(half)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(steps):

@@ -177,7 +177,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
         compile_blocks(loss.teacher)  # asked twice a step, with words and without
     result = _fit_latents(student, loss, data, train, run, on_log)
     student = result.module.float()
-    summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale)}
+    summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale, **thinking)}
     defaults = SamplingDefaults(num_steps=4, num_iterations=config.generator.mean_iterations, guidance_scale=1.0, sampler="consistency")
     return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, init,
                    {"guidance_scale": guidance_scale, **thinking, **loss_options})
@@ -193,8 +193,11 @@ def _thinking_of(folder: str | Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def one_step_errors(student: Generator, teacher: Generator, held_out: LatentDataset, guidance_scale: float, count: int = 64,
-                    reference_steps: int = 32) -> dict[str, float]:
-    """Mean squared distance to the teacher's guided 32-step latents, from the same noise: one step of each model."""
+                    reference_steps: int = 32, teacher_iterations: int | None = None, carry_state: bool = False) -> dict[str, float]:
+    """Mean squared distance to the teacher's guided 32-step latents, from the same noise: one step of each model.
+
+    In those steps the teacher thinks as on the paths that the student learned from; the single steps are of the mean depth.
+    """
     from iris.flow import timestep_schedule
     from iris.rng import rng_for
     from iris.sampling import GuidedVelocity, initial_noise, last_step, sample_euler
@@ -204,14 +207,14 @@ def one_step_errors(student: Generator, teacher: Generator, held_out: LatentData
     batch = held_out.batch(items, rng_for(0, 0))
     noise = initial_noise(list(range(len(items))), tuple(batch.latents.shape[1:]), device)
     tokens, mask = batch.tokens.to(device), batch.mask.to(device)
-    depth = teacher.config.mean_iterations
+    mean = teacher.config.mean_iterations
 
-    def draw(model: Generator, steps: int, scale: float) -> torch.Tensor:
-        velocity = GuidedVelocity(model, model.condition(tokens, mask), model.null_context(len(items)), scale, depth)
+    def draw(model: Generator, steps: int, scale: float, depth: int = mean) -> torch.Tensor:
+        velocity = GuidedVelocity(model, model.condition(tokens, mask), model.null_context(len(items)), scale, depth, carry_state=carry_state)
         return last_step(sample_euler(velocity, noise, timestep_schedule(steps))).latents
 
     teacher = teacher.to(device).eval()
-    reference = draw(teacher, reference_steps, guidance_scale)
+    reference = draw(teacher, reference_steps, guidance_scale, teacher_iterations or mean)
     errors = {"student_one_step_error": draw(student.eval(), 1, 1.0), "teacher_one_step_error": draw(teacher, 1, guidance_scale)}
     return {name: float((latents - reference).square().mean()) for name, latents in errors.items()}
 

@@ -1,0 +1,65 @@
+"""What may be released, and what a released folder holds."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from iris.pipeline import IRISPipeline
+from reports.release import data_lines, release, seen_by_generator
+
+
+def training(data: str, **more) -> dict:
+    return {"data": data, "autoencoder_data": "scenes", "stage": 3, "step": 1, "minutes": 1.0, "finished": True, "images_seen": 64, "recipe": {"batch_size": 64}} | more
+
+
+@pytest.fixture
+def run(pipeline: IRISPipeline, tmp_path: Path):
+    """Saves a pipeline with the trainings it is told, and returns its folder."""
+    def save(told: dict) -> Path:
+        pipe = copy.copy(pipeline)
+        pipe.metadata = {"training": told}
+        pipe.save_pretrained(tmp_path / "run")
+        return tmp_path / "run"
+
+    return save
+
+
+@pytest.mark.parametrize("told", [training("emoji:openmoji"), training("scenes", before=[training("scenes*2+emoji:noto,openmoji")]), training("scenes", autoencoder_data="emoji"),
+                                  training("scenes", before=[training("folder:art")]), training("hub:someone/pictures")])
+def test_share_alike_art_and_art_without_a_known_licence_are_not_released(run, tmp_path: Path, told: dict) -> None:
+    """Whichever training of the model saw it."""
+    with pytest.raises(typer.BadParameter, match=r"share-alike|no licence"):
+        release(run(told), tmp_path / "released", None, None, None, None, None, "", "")
+    assert not (tmp_path / "released").exists()
+
+
+def test_a_card_names_every_source_once() -> None:
+    told = training("scenes*2+scenes:pair", before=[training("emoji:fluent-3d,noto"), training("scenes")])
+    assert seen_by_generator(told) == "emoji:fluent-3d,noto+scenes+scenes*2+scenes:pair"
+    lines = data_lines(seen_by_generator(told))
+    assert [line.split(":")[0] for line in lines] == ["fluent-3d", "noto", "scenes"] and "MIT" in lines[0] and "Apache-2.0" in lines[2]
+
+
+@pytest.mark.slow
+def test_a_release_draws_by_what_was_measured_and_tells_it(run, tmp_path: Path) -> None:
+    figures, thinking = tmp_path / "quality.json", tmp_path / "depth.json"
+    figures.write_text(json.dumps({"scenes": {"one": {"pictures": 8, "right": {"value": 0.5, "interval": [0.2, 0.8]}}}, "seed": 0}))
+    row = {"setting": "12 x 2", "num_iterations": 2, "right": {kind: {"value": 0.5, "interval": [0.2, 0.8]} for kind in ("one", "every")}, "passes": 48.0, "spread": 0.0}
+    thinking.write_text(json.dumps({
+        "pictures": {"scenes of each kind": 8, "samples": 0, "looks": 0}, "seed": 0, "guidance_scale": 3.0, "carry_state": True, "by_iterations": [row], "fixed": [row],
+        "cheapest_fixed": row, "carried": {"num_steps": 8, "saved": 0.25}, "frontier": {"Draft": [2, 2], "Balanced": [4, 2], "Best": [8, 4], "Automatic": [12, "auto"]},
+        "automatic": {"threshold": 0.42, "outcome": row | {"setting": "12 x auto"}, "share_of_fixed": 0.8, "equal": True}}))
+    release(run(training("scenes", before=[training("emoji:fluent-3d")])), tmp_path / "released", figures, thinking, 3, 2, None, "", "By hand.")
+    pipe = IRISPipeline.from_pretrained(tmp_path / "released")
+    assert (pipe.defaults.num_steps, pipe.defaults.num_iterations, pipe.defaults.guidance_scale) == (3, 2, 2.0)
+    assert (pipe.defaults.exit_threshold, pipe.defaults.carry_state) == (0.42, True)
+    assert pipe.metadata["frontier"]["Draft"] == [2, 2] and pipe.metadata["by_iterations"] == {"2": 0.5} and len(pipe.metadata["examples"]) == 6
+    card = (tmp_path / "released" / "README.md").read_text()
+    assert (tmp_path / "released" / "samples.png").stat().st_size > 1000
+    for told in ("fluent-3d: MIT", "scenes: drawn by this repository", "0.5 (0.2 to 0.8)", "relative change of 0.42", "80%", "By hand."):
+        assert told in card, told
