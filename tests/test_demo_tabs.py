@@ -232,6 +232,8 @@ def test_a_photograph_of_a_phone_is_edited(visit, tmp_path: Path) -> None:  # no
     expect(page.get_by_text("cannot be decoded")).to_be_visible(timeout=PATIENCE)
     page.get_by_test_id("Choose a picture-upload-button").set_input_files(photo)
     expect(page.get_by_text("Write what it should show and press Apply")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#editor canvas").first).to_be_visible(timeout=PATIENCE)
+    page.wait_for_timeout(1500)  # the editor hands over what it shows
     visitor.write("edit-prompt", "blue bird")
     page.locator("#edit-go").click()
     expect(page.get_by_role("status").locator("visible=true").first).to_contain_text("Done", timeout=PATIENCE)
