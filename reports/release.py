@@ -155,7 +155,7 @@ def _thinking(depth: dict[str, Any]) -> str:
 {table}
 
 Automatic depth stops at a relative change of {automatic['threshold']:g}; {auto_share}
-({depth['cheapest_fixed']['setting']}){look}, with a standard deviation of {automatic["outcome"]["spread"]:.1f} passes between pictures. A state carried from step to step saves {max(0.0, carried['saved']):.0%} over {carried['num_steps']}
+({depth['cheapest_fixed']['setting']}), with a standard deviation of {automatic["outcome"]["spread"]:.1f} passes between pictures{look}. A state carried from step to step saves {max(0.0, carried['saved']):.0%} over {carried['num_steps']}
 steps at equal quality{" and is this model's default" if depth["carry_state"] else ""}. Efforts that the demo offers, from the matrix of steps and iterations: {efforts}."""
 
 
