@@ -367,26 +367,12 @@ def test_consistency_is_the_squared_error_to_the_end_of_the_teachers_guided_path
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in loss.teacher.parameters())
 
 
-def test_a_teachers_path_thinks_as_it_is_told_and_is_learned_from_at_some_points() -> None:
-    generator, loss, draw = consistency(teacher_steps=5, teacher_iterations=2, carry_state=True, points=2)
-    output, teacher = loss(generator, draw), loss.teacher
-    z, points, states = draw.noise, [], {False: None, True: None}
-    with torch.no_grad():
-        for k in range(5):
-            t, step, velocity = draw.times[:, k], draw.times[:, k] - (draw.times[:, k + 1] if k < 4 else 0.0), {}
-            for dropped, context in ((False, teacher.condition(draw.tokens, draw.mask)), (True, teacher.null_context(4))):
-                embedded = teacher.embed(z, t)
-                *_, last = teacher.iterate(embedded, context, 2, states[dropped])
-                velocity[dropped], states[dropped] = teacher.readout(last.tokens, embedded), last.tokens
-            points.append((z, t))
-            z = z - step.view(-1, 1, 1, 1) * (velocity[True] + 3.0 * (velocity[False] - velocity[True]))
-    expected = []
-    for row, chosen in enumerate(draw.learned.tolist()):
-        for k in chosen:
-            z_t, t = points[k][0][row: row + 1], points[k][1][row: row + 1]
-            jump = z_t - t.view(-1, 1, 1, 1) * generator(z_t, t, draw.tokens[row: row + 1], draw.depth, draw.mask[row: row + 1])
-            expected.append((jump - z[row: row + 1]).square().mean() / t**2)
-    torch.testing.assert_close(output.per_sample, torch.cat(expected).detach(), rtol=1e-8, atol=1e-12)
+def test_a_student_learns_from_some_points_of_a_longer_path() -> None:
+    generator, loss, draw = consistency(teacher_steps=5, points=2)
+    _, every, _ = consistency(teacher_steps=5, points=5)
+    whole = every(generator, dataclasses.replace(draw, learned=torch.arange(5).expand(4, 5))).per_sample.view(4, 5)
+    torch.testing.assert_close(loss(generator, draw).per_sample.view(4, 2), whole.gather(1, draw.learned), rtol=1e-8, atol=1e-12)
+    assert (draw.learned[:, 0] == 0).all() and (draw.learned[:, 1] > 0).all()
 
 
 @pytest.mark.parametrize(("steps", "points"), [(16, 8), (5, 2), (4, 4), (3, 8)])

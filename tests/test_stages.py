@@ -138,18 +138,6 @@ def test_calibrated_latents_have_a_mean_of_zero_and_one_deviation_for_all_channe
     assert float(latents.var((0, 2, 3)).mean()) == pytest.approx(1.0, rel=1e-4) and latents.var((0, 2, 3)).std() > 0.01
 
 
-def test_a_student_learns_from_its_teacher_as_that_draws_by_default(results: dict[int, StageResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = IRISPipeline.from_pretrained(results[4].pipeline_path)
-    teacher.defaults = dataclasses.replace(teacher.defaults, num_iterations=2, carry_state=True)
-    teacher.save_pretrained(tmp_path / "teacher", dtype=torch.float32)
-    built, build = [], stages.ConsistencyLoss
-    monkeypatch.setattr(stages, "ConsistencyLoss", lambda *a, **k: built.append(build(*a, **k)) or built[-1])
-    result = run_stage(5, tmp_path, tmp_path / "teacher", dataclasses.replace(TRAIN, train_steps=1))
-    assert (built[0].teacher_iterations, built[0].carry_state) == (2, True)
-    told = read_checkpoint(result.pipeline_path).metadata["training"]["loss"]
-    assert told == {"guidance_scale": 3.0, "teacher_iterations": 2, "carry_state": True}
-
-
 @pytest.mark.parametrize("stage", [2, 3, 4, 5])
 def test_what_a_stage_leaves_is_a_pipeline(results: dict[int, StageResult], stage: int) -> None:
     pipeline = IRISPipeline.from_pretrained(results[stage].pipeline_path)

@@ -245,22 +245,19 @@ class ConsistencyDraw(FlowDraw):
 class ConsistencyLoss(RectifiedFlowLoss):
     """Consistency distillation (2303.01469) in rectified-flow coordinates: f(z, t) = z - t v(z, t) is the end of the path through z.
 
-    The frozen teacher solves its guided path from pure noise in `teacher_steps` Euler steps, at times drawn anew, each of
-    `teacher_iterations` (its mean when left out) and with `carry_state` from the core's last state. At pure noise and at up to
-    `points` - 1 more of these times, spread evenly, the student's velocity learns to point at the end z_0: the squared error to
+    The frozen teacher solves its guided path from pure noise in `teacher_steps` Euler steps, at times drawn anew. At pure noise and at
+    up to `points` - 1 more of these times, spread evenly, the student's velocity learns to point at the end z_0: the squared error to
     (z_t - z_0) / t. So it regresses on the function that a consistency model approaches by agreeing with itself a little later on the
     path. That bootstrap was here before and left a grain on every picture (reports/LOG.md, 2026-11-27); a path of eight steps costs
     less than its pairs did. The pictures are not looked at, only their captions. Guidance is inside the student, so it needs no null pass.
     """
 
-    def __init__(self, teacher: Generator, guidance_scale: float, teacher_steps: int = 8, teacher_iterations: int | None = None,
-                 carry_state: bool = False, points: int = 8, **options) -> None:
+    def __init__(self, teacher: Generator, guidance_scale: float, teacher_steps: int = 8, points: int = 8, **options) -> None:
         super().__init__(caption_dropout=0.0, warm_start=0.0, **options)
         if teacher_steps < 1:
             raise ConfigError(f"teacher_steps is {teacher_steps}; use 1 or more.")
         self.teacher = teacher.eval().requires_grad_(False)
         self.guidance_scale, self.teacher_steps, self.points = guidance_scale, teacher_steps, min(points, teacher_steps)
-        self.teacher_iterations, self.carry_state = teacher_iterations or teacher.config.mean_iterations, carry_state
 
     def draw(self, module: Generator, batch: LatentBatch, rng: torch.Generator) -> ConsistencyDraw:
         flow, n, k = super().draw(module, batch, rng), self.teacher_steps, self.points
@@ -275,8 +272,7 @@ class ConsistencyLoss(RectifiedFlowLoss):
     def _solve(self, draw: ConsistencyDraw) -> tuple[Tensor, Tensor]:
         """The teacher's paths: points [B, n, C, h, w] at `times`, and their ends [B, 1, C, h, w]."""
         context = self.teacher.condition(draw.tokens, draw.mask)
-        velocity = GuidedVelocity(self.teacher, context, self.teacher.null_context(len(draw.noise)), self.guidance_scale, self.teacher_iterations,
-                                  carry_state=self.carry_state)
+        velocity = GuidedVelocity(self.teacher, context, self.teacher.null_context(len(draw.noise)), self.guidance_scale, self.teacher.config.mean_iterations)
         points, z = [], draw.noise
         for t, later in zip(draw.times.unbind(1), F.pad(draw.times, (0, 1))[:, 1:].unbind(1), strict=True):
             points.append(z)

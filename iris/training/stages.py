@@ -167,37 +167,24 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     """Stage 5: a student that jumps to the data in 1, 2 or 4 steps, with the teacher's guidance inside."""
     autoencoder, teacher = load_models(init, config, train.seed, trained=True)
     _, student = load_models(init, config, train.seed)
-    thinking = _thinking_of(init)
-    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data), guidance_scale=guidance_scale,
-               **thinking)
+    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data), guidance_scale=guidance_scale)
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loss = ConsistencyLoss(teacher.to(device, train.dtype), guidance_scale, **thinking, **loss_options)
+    loss = ConsistencyLoss(teacher.to(device, train.dtype), guidance_scale, **loss_options)
     if train.compile:
         compile_blocks(loss.teacher)  # asked twice a step, with words and without
     result = _fit_latents(student, loss, data, train, run, on_log)
     student = result.module.float()
-    summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale, **thinking)}
+    summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale)}
     defaults = SamplingDefaults(num_steps=4, num_iterations=config.generator.mean_iterations, guidance_scale=1.0, sampler="consistency")
     return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, init,
-                   {"guidance_scale": guidance_scale, **thinking, **loss_options})
-
-
-def _thinking_of(folder: str | Path) -> dict[str, Any]:
-    """How a model thinks at each step unless told otherwise, as `ConsistencyLoss` takes it; a depth that is not a number is left to it."""
-    told = read_checkpoint(resolve_folder(folder), []).metadata.get("defaults", {})
-    depth = told.get("num_iterations")
-    return {"teacher_iterations": depth if isinstance(depth, int) else None, "carry_state": bool(told.get("carry_state", False))}
-
+                   {"guidance_scale": guidance_scale, **loss_options})
 
 
 @torch.no_grad()
 def one_step_errors(student: Generator, teacher: Generator, held_out: LatentDataset, guidance_scale: float, count: int = 64,
-                    reference_steps: int = 32, teacher_iterations: int | None = None, carry_state: bool = False) -> dict[str, float]:
-    """Mean squared distance to the teacher's guided 32-step latents, from the same noise: one step of each model.
-
-    In those steps the teacher thinks as on the paths that the student learned from; the single steps are of the mean depth.
-    """
+                    reference_steps: int = 32) -> dict[str, float]:
+    """Mean squared distance to the teacher's guided 32-step latents, from the same noise: one step of each model."""
     from iris.flow import timestep_schedule
     from iris.rng import rng_for
     from iris.sampling import GuidedVelocity, initial_noise, last_step, sample_euler
@@ -207,14 +194,14 @@ def one_step_errors(student: Generator, teacher: Generator, held_out: LatentData
     batch = held_out.batch(items, rng_for(0, 0))
     noise = initial_noise(list(range(len(items))), tuple(batch.latents.shape[1:]), device)
     tokens, mask = batch.tokens.to(device), batch.mask.to(device)
-    mean = teacher.config.mean_iterations
+    depth = teacher.config.mean_iterations
 
-    def draw(model: Generator, steps: int, scale: float, depth: int = mean) -> torch.Tensor:
-        velocity = GuidedVelocity(model, model.condition(tokens, mask), model.null_context(len(items)), scale, depth, carry_state=carry_state)
+    def draw(model: Generator, steps: int, scale: float) -> torch.Tensor:
+        velocity = GuidedVelocity(model, model.condition(tokens, mask), model.null_context(len(items)), scale, depth)
         return last_step(sample_euler(velocity, noise, timestep_schedule(steps))).latents
 
     teacher = teacher.to(device).eval()
-    reference = draw(teacher, reference_steps, guidance_scale, teacher_iterations or mean)
+    reference = draw(teacher, reference_steps, guidance_scale)
     errors = {"student_one_step_error": draw(student.eval(), 1, 1.0), "teacher_one_step_error": draw(teacher, 1, guidance_scale)}
     return {name: float((latents - reference).square().mean()) for name, latents in errors.items()}
 
