@@ -15,7 +15,7 @@ from demo.model import LoadedModel
 from demo.png import file_name, write_png
 from demo.request import GenerationRequest
 from demo.serving import cache_file, on_gpu
-from iris.flow import timestep_schedule, velocity_to_data
+from iris.flow import velocity_to_data
 from iris.nn.generator import relative_change
 from iris.pipeline import IRISPipeline
 from iris.sampling import GuidedVelocity
@@ -67,7 +67,7 @@ def thinking(pipeline: IRISPipeline, request: GenerationRequest) -> Iterator[Pro
     started = time.monotonic()
     asked = pipeline._request(**request.arguments(), num_images=1, sampler="euler")
     field = pipeline._velocity(asked, *pipeline.contexts(asked.prompts, asked.negative_prompt))
-    z, times = pipeline._noise(asked.seeds), timestep_schedule(asked.num_steps)
+    z, times = pipeline._noise(asked.seeds), asked.times()
     spent: list[int] = []
     for index in range(asked.num_steps):
         t = times[index].expand(1).to(z)

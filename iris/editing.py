@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from iris.flow import interpolate, timestep_schedule
+from iris.flow import interpolate
 from iris.nn.generator import TextContext
 from iris.pipeline import GeneratedImages, IRISPipeline, Preview, to_pil
 from iris.rng import rng_for
@@ -114,7 +114,7 @@ def flow_edit(pipe: IRISPipeline, image: Image.Image, source_prompt: str, prompt
 
     def steps() -> Iterator[SampleStep]:
         latents = pipe.encode(source).expand(len(request.seeds), -1, -1, -1)
-        times = _times(request.num_steps, strength).to(latents)
+        times = _times(request, strength).to(latents)
         edited, count = latents, len(times) - 1
         if count == 0:
             yield _untouched(latents)
@@ -148,7 +148,7 @@ def interpolation(pipe: IRISPipeline, prompt: str, other_prompt: str | None = No
     request = replace(request, prompts=[request.prompts[end] for end in nearest], seeds=[request.seeds[end] for end in nearest])
 
     def steps() -> Iterator[SampleStep]:
-        return SAMPLERS[request.sampler](velocity, path, timestep_schedule(request.num_steps), request.seeds)
+        return SAMPLERS[request.sampler](velocity, path, request.times(), request.seeds)
 
     yield from _watch(pipe, request, velocity, steps, {"edit": "interpolation", "frames": frames})
 
@@ -199,7 +199,7 @@ def _between(pair: TextContext, where: Tensor) -> TextContext:
 
 def _open(pipe: IRISPipeline, prompt: str | Sequence[str], settings: dict[str, Any]) -> tuple[Any, GuidedVelocity, Tensor]:
     """The checked request, its velocity field and the seeds' noise: the one place that knows how a pipeline begins."""
-    names = ("negative_prompt", "num_steps", "num_iterations", "guidance_scale", "seed", "num_images", "sampler", "carry_state")
+    names = ("negative_prompt", "num_steps", "num_iterations", "guidance_scale", "seed", "num_images", "sampler", "carry_state", "timestep_shift")
     unknown = set(settings) - set(names)
     if unknown:
         raise EditError(f"{sorted(unknown)[0]} is no setting of an edit; use {', '.join(names)}.")
@@ -209,15 +209,15 @@ def _open(pipe: IRISPipeline, prompt: str | Sequence[str], settings: dict[str, A
         return request, velocity, pipe._noise(request.seeds)
 
 
-def _times(num_steps: int, strength: float) -> Tensor:
+def _times(request: Any, strength: float) -> Tensor:
     """From t = strength to 0 in that share of the steps; [0] alone when there is nothing to do."""
-    return timestep_schedule(max(1, round(num_steps * strength))) * strength if strength > 0 else torch.zeros(1)
+    return request.times(strength, max(1, round(request.num_steps * strength))) if strength > 0 else torch.zeros(1)
 
 
 def _solve(field: Velocity, latents: Tensor, noise: Tensor, strength: float, request: Any) -> Iterator[SampleStep]:
     """The request's sampler from the point t = strength of the path between `latents` and `noise`."""
     latents = latents.expand_as(noise)
-    times = _times(request.num_steps, strength)
+    times = _times(request, strength)
     if len(times) == 1:
         return iter([_untouched(latents)])
     start = interpolate(latents, noise, times[:1].to(latents).expand(len(latents))).z_t

@@ -39,11 +39,17 @@ def sample_timesteps(count: int, rng: torch.Generator, logit_mean: float = 0.0, 
     return torch.sigmoid(logit_mean + logit_std * torch.randn(count, generator=rng))
 
 
-def timestep_schedule(num_steps: int) -> Tensor:
-    """num_steps + 1 times from 1 (noise) down to 0 (data), evenly spaced."""
+def timestep_schedule(num_steps: int, shift: float = 1.0, start: float = 1.0) -> Tensor:
+    """num_steps + 1 times from `start` (1 is noise) down to 0 (data), evenly spaced before they are shifted.
+
+    The shift moves a time u to shift u / (1 + (shift - 1) u) (SD3, 2403.03206, equation 23): above 1 the steps are finer near noise,
+    below 1 near data. Both ends stay.
+    """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; use 1 or more.")
-    return torch.linspace(1.0, 0.0, num_steps + 1)
+    begin = start / (shift - (shift - 1) * start)  # the inverse
+    even = torch.linspace(begin, 0.0, num_steps + 1)
+    return shift * even / (1 + (shift - 1) * even)
 
 
 def specification_weight(t: Tensor, limit: float = 20.0) -> Tensor:

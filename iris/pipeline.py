@@ -29,7 +29,7 @@ from iris.text import PromptError, TextEncoder, clean_prompt, load_text_encoder
 
 MAX_SEED = 2**31 - 1
 LIMITS = {"num_steps": (1, 100), "num_iterations": (1, 64), "guidance_scale": (0.0, 20.0), "num_images": (1, 16),
-          "max_core_passes": (1, 12_800), "strength": (0.0, 1.0)}
+          "max_core_passes": (1, 12_800), "strength": (0.0, 1.0), "timestep_shift": (0.1, 10.0)}
 MAX_PICTURES = 64  # prompts times images in one call
 
 
@@ -43,6 +43,7 @@ class SamplingDefaults:
     sampler: str = "euler"
     exit_threshold: float = 0.1  # of "auto": relative change of the token that moves most
     carry_state: bool = False
+    timestep_shift: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class _Request:
     sampler: str
     carry_state: bool = False
     max_core_passes: int | None = None
+    timestep_shift: float = 1.0
+
+    def times(self, start: float = 1.0, num_steps: int | None = None) -> Tensor:
+        """The times of the call's steps, from `start` down to 0."""
+        return timestep_schedule(self.num_steps if num_steps is None else num_steps, self.timestep_shift, start)
 
 
 def _number(name: str, value: object, kind: type, other: str = "") -> Any:
@@ -156,14 +162,17 @@ class IRISPipeline:
     def __call__(self, prompt: str | Sequence[str], negative_prompt: str | None = None, num_steps: int | None = None,
                  num_iterations: int | str | None = None, guidance_scale: float | None = None,
                  seed: int | Sequence[int] | None = None, num_images: int = 1, sampler: str | None = None,
-                 carry_state: bool | None = None, max_core_passes: int | None = None) -> GeneratedImages:
+                 carry_state: bool | None = None, max_core_passes: int | None = None,
+                 timestep_shift: float | None = None) -> GeneratedImages:
         """Pictures for one prompt or a list of them (`num_images` each); arguments left out are the model's defaults.
 
         seed: one number (image k of a prompt takes seed + k), one a picture, or None for random ones, which the result
         names. num_iterations: 1 to 64 or "auto"; max_core_passes bounds what "auto" spends on a picture over all steps.
-        carry_state: each step's core starts from the last one's state. Raises PromptError or SamplingError with one sentence.
+        carry_state: each step's core starts from the last one's state. timestep_shift: below 1 the steps are finer near the finished
+        picture, above 1 near noise. Raises PromptError or SamplingError with one sentence.
         """
-        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler, carry_state, max_core_passes)
+        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler, carry_state,
+                                max_core_passes, timestep_shift)
         started = time.monotonic()
         with torch.inference_mode():
             velocity, steps = self._start(request)
@@ -173,9 +182,11 @@ class IRISPipeline:
     def stream(self, prompt: str | Sequence[str], negative_prompt: str | None = None, num_steps: int | None = None,
                num_iterations: int | str | None = None, guidance_scale: float | None = None,
                seed: int | Sequence[int] | None = None, num_images: int = 1, sampler: str | None = None,
-               carry_state: bool | None = None, max_core_passes: int | None = None) -> Iterator[Preview]:
+               carry_state: bool | None = None, max_core_passes: int | None = None,
+               timestep_shift: float | None = None) -> Iterator[Preview]:
         """As calling the pipeline, but yields decoded pictures after every step; closing the iterator stops the work."""
-        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler, carry_state, max_core_passes)
+        request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler, carry_state,
+                                max_core_passes, timestep_shift)
         started = time.monotonic()
         with torch.inference_mode():
             velocity, steps = self._start(request)
@@ -191,7 +202,7 @@ class IRISPipeline:
             yield Preview(step.index, step.num_steps, images, _spent(velocity), seconds, result)
 
     def _request(self, prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler,
-                 carry_state=None, max_core_passes=None) -> _Request:
+                 carry_state=None, max_core_passes=None, timestep_shift=None) -> _Request:
         prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, (list, tuple)) else list(prompt)
         count = _number("num_images", num_images, int)
         if not prompts or len(prompts) * count > MAX_PICTURES:
@@ -207,7 +218,8 @@ class IRISPipeline:
             "auto" if depth == "auto" else _number("num_iterations", depth, int, "auto"),
             _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float), name,
             self.defaults.carry_state if carry_state is None else bool(carry_state),
-            None if max_core_passes is None else _number("max_core_passes", max_core_passes, int))
+            None if max_core_passes is None else _number("max_core_passes", max_core_passes, int),
+            _number("timestep_shift", self.defaults.timestep_shift if timestep_shift is None else timestep_shift, float))
 
     @staticmethod
     def _seeds(seed: object, pictures: int, per_prompt: int) -> list[int]:
@@ -231,7 +243,7 @@ class IRISPipeline:
 
     def _start(self, request: _Request) -> tuple[GuidedVelocity, Iterator]:
         velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt))
-        return velocity, SAMPLERS[request.sampler](velocity, self._noise(request.seeds), timestep_schedule(request.num_steps), request.seeds)
+        return velocity, SAMPLERS[request.sampler](velocity, self._noise(request.seeds), request.times(), request.seeds)
 
     def _noise(self, seeds: list[int]) -> Tensor:
         size = self.config.autoencoder.latent_size
@@ -254,13 +266,14 @@ class IRISPipeline:
         if result.state is None or kept["model_hash"] != self.metadata.get("hash", ""):
             raise SamplingError("these pictures hold no state of this model; draw them with it before refining.")
         request = self._request(result.prompts, kept["negative_prompt"], num_steps, kept["num_iterations"] if num_iterations is None else num_iterations,
-                                kept["guidance_scale"], result.seeds, 1, "euler", True)
-        begin = _number("strength", 1.0 / kept["num_steps"] if strength is None else strength, float)
+                                kept["guidance_scale"], result.seeds, 1, "euler", True, timestep_shift=kept["timestep_shift"])
+        last = float(timestep_schedule(kept["num_steps"], request.timestep_shift)[-2])
+        begin = _number("strength", last if strength is None else strength, float)
         started = time.monotonic()
         with torch.inference_mode():
             velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt), state=result.state.to(self.device))
             z = interpolate(result.latents.to(self.device), self._noise(request.seeds), torch.full((len(request.seeds),), begin, device=self.device)).z_t
-            latents = last_step(SAMPLERS["euler"](velocity, z, begin * timestep_schedule(request.num_steps), request.seeds)).latents
+            latents = last_step(SAMPLERS["euler"](velocity, z, request.times(begin), request.seeds)).latents
             refined = self._result(request, latents, velocity, time.monotonic() - started)
         return replace(refined, iterations=[before + after for before, after in zip(result.iterations, refined.iterations, strict=True)],
                        seconds=result.seconds + refined.seconds, parameters={**kept, "refined": [*kept.get("refined", []), [begin, request.num_steps, request.num_iterations]]})
@@ -268,7 +281,7 @@ class IRISPipeline:
     def _result(self, request: _Request, latents: Tensor, velocity: GuidedVelocity, seconds: float) -> GeneratedImages:
         parameters = {"num_steps": request.num_steps, "num_iterations": request.num_iterations, "guidance_scale": request.guidance_scale,
                       "sampler": request.sampler, "negative_prompt": request.negative_prompt or "", "model": self.config.name,
-                      "model_hash": self.metadata.get("hash", ""), "carry_state": request.carry_state}
+                      "model_hash": self.metadata.get("hash", ""), "carry_state": request.carry_state, "timestep_shift": request.timestep_shift}
         if request.max_core_passes is not None:
             parameters["max_core_passes"] = request.max_core_passes
         state = None if velocity.state is None else velocity.state.cpu()

@@ -105,7 +105,7 @@ def _settings(quality: dict[str, Any]) -> str:
     told = quality.get("parameters", {})
     options = f" --data {quality['data']}" if quality.get("data") else ""
     options += "".join(f" --{name} {count}" for name, count in quality.get("counts", {}).items())
-    options += "".join(f" --{name.replace('_', '-')} {told[name]:g}" for name in ("num_steps", "num_iterations", "guidance_scale") if isinstance(told.get(name), (int, float)))
+    options += "".join(f" --{name.replace('_', '-')} {told[name]:g}" for name in ("num_steps", "num_iterations", "guidance_scale", "timestep_shift") if isinstance(told.get(name), (int, float)))
     return options + (" --carry-state" if told.get("carry_state") else "")
 
 
@@ -259,7 +259,7 @@ def release(
     pipe = IRISPipeline.from_pretrained(run)
     figures, thinking = (json.loads(file.read_text()) if file else {} for file in (quality, depth))
     chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale,
-              "exit_threshold": thinking.get("automatic", {}).get("threshold"), "carry_state": thinking.get("carry_state")}
+              "exit_threshold": thinking.get("automatic", {}).get("threshold"), "carry_state": thinking.get("carry_state"), "timestep_shift": thinking.get("timestep_shift")}
     pipe.defaults = replace(pipe.defaults, **{key: value for key, value in chosen.items() if value is not None})
     training = pipe.metadata["training"]
     source, training["autoencoder_data"] = training["data"], autoencoder_data or training.get("autoencoder_data", "")

@@ -145,6 +145,23 @@ def test_what_a_carried_state_saves_is_measured_and_becomes_the_default() -> Non
     assert gained_by_iterations(found | {"automatic": found["automatic"] | {"equal": False}})["auto_share_percent"] == 100.0
 
 
+class NeedsLowTimes(NeedsFour):
+    """Draws the true picture where its steps are finer near the finished one."""
+
+    config = SimpleNamespace(generator=SimpleNamespace(mean_iterations=4))
+
+    def __call__(self, prompts, **settings):
+        settings["num_iterations"] = 4 if self.defaults.timestep_shift < 1 else 2
+        return super().__call__(prompts, **settings)
+
+
+@pytest.mark.parametrize("shift", [None, 0.5])
+def test_an_exam_with_shifted_times_tells_so(shift: float | None) -> None:
+    """None is the model's own, here no shift."""
+    found = measure_depth(NeedsLowTimes(4), count=4, num_steps=2, depths=(2,), matrix=((2,), (2,)), timestep_shift=shift)
+    assert found["timestep_shift"] == (shift or 1.0) and found["by_iterations"][0]["right"]["every"]["value"] == (0.0 if shift is None else 1.0)
+
+
 def test_without_right_answers_the_nearer_pictures_are_the_better_ones() -> None:
     near, close, far = (Outcome(Setting(8, depth), {}, Estimate(value, (value - 0.02, value + 0.02)), 16.0 * depth, 0.0, {}, 0.0)
                         for depth, value in ((8, 0.10), (4, 0.11), (2, 0.13)))

@@ -63,6 +63,17 @@ def test_the_start_is_the_point_of_the_path_and_half_the_strength_takes_half_the
     assert result.iterations == [[2, 2]]
 
 
+def test_an_edit_from_one_of_the_steps_takes_the_steps_that_are_left(pipeline: IRISPipeline, source: Image.Image) -> None:
+    """The times of a call without a picture, 1, 3/5, 1/3, 1/7, 0 at a shift of a half, are those of one that starts at the second."""
+    result = finish(image_to_image(pipeline, source, "a red circle", strength=0.6, timestep_shift=0.5, **{**SETTINGS, "num_steps": 5}))
+    with torch.inference_mode():
+        context, away = pipeline.contexts(["a red circle"])
+        velocity = GuidedVelocity(pipeline.generator, context, away, 2.0, 2)
+        start = 0.4 * pipeline.encode(source) + 0.6 * initial_noise([3], (8, 8, 8))
+        expected = last_step(sample_euler(velocity, start, torch.tensor([3 / 5, 1 / 3, 1 / 7, 0.0]))).latents
+    torch.testing.assert_close(result.latents, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_seed_draws_the_same_alone_and_beside_others(pipeline: IRISPipeline, source: Image.Image, mask: np.ndarray) -> None:
     settings = {**SETTINGS, "seed": [3, 8]}
     two = {name: value for name, value in settings.items() if name != "seed"}

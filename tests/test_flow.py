@@ -65,6 +65,21 @@ def test_a_schedule_falls_from_exactly_1_to_exactly_0(num_steps: int) -> None:
     assert (times.diff() < 0).all()
 
 
+@pytest.mark.parametrize("shift", [0.3, 0.55, 1.0, 3.0])
+def test_a_shift_multiplies_the_ratio_of_noise_to_data(shift: float) -> None:
+    """SD3 (2403.03206, section 5.3.2) derives the shift so that t / (1 - t), noise over data, is multiplied by it at every step."""
+    even, shifted = timestep_schedule(8).double(), timestep_schedule(8, shift).double()
+    torch.testing.assert_close((shifted / (1 - shifted))[1:], shift * (even / (1 - even))[1:], rtol=1e-5, atol=0)
+    assert shifted[0] == 1 and shifted[-1] == 0 and (shifted.diff() < 0).all()
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("skipped", [1, 5])
+def test_a_schedule_that_starts_at_one_of_its_times_goes_on_as_the_whole_one(shift: float, skipped: int) -> None:
+    whole = timestep_schedule(8, shift)
+    torch.testing.assert_close(timestep_schedule(8 - skipped, shift, float(whole[skipped])), whole[skipped:], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_steps", [0, -3])
 def test_a_schedule_needs_a_step(num_steps: int) -> None:
     with pytest.raises(ValueError, match=f"num_steps is {num_steps}"):

@@ -100,6 +100,27 @@ def test_defaults_are_the_models(pipeline: IRISPipeline) -> None:
     assert {name: told[name] for name in names} == {name: dataclasses.asdict(pipeline.defaults)[name] for name in names}
 
 
+def test_a_shift_of_the_times_is_a_models_own_a_calls_and_refines(pipeline: IRISPipeline) -> None:
+    """By hand: two Euler steps at 1 and 1/3, which is where a shift of a half puts 1/2."""
+    settings = {"seed": 3, "num_steps": 2, "num_iterations": 2, "guidance_scale": 1.0, "carry_state": False}
+    shifted = pipeline("a red circle", timestep_shift=0.5, **settings)
+    with torch.inference_mode():
+        context, _ = pipeline.contexts(["a red circle"])
+        velocity = GuidedVelocity(pipeline.generator, context, num_iterations=2)
+        z = initial_noise([3], tuple(shifted.latents.shape[1:]))
+        for t, then in ((1.0, 1 / 3), (1 / 3, 0.0)):
+            z = z + (then - t) * velocity(z, torch.tensor([t]))
+    torch.testing.assert_close(shifted.latents, z, rtol=0, atol=1e-5)
+    assert shifted.parameters["timestep_shift"] == 0.5
+    assert not np.array_equal(pixels(shifted), pixels(pipeline("a red circle", **settings)))
+    own = copy.copy(pipeline)
+    own.defaults = dataclasses.replace(pipeline.defaults, timestep_shift=0.5)
+    assert np.array_equal(pixels(own("a red circle", **settings)), pixels(shifted))
+    assert pipeline.refine(shifted).parameters["refined"][0][0] == pytest.approx(1 / 3)
+    with pytest.raises(SamplingError, match=r"timestep_shift is 0; use a number from 0\.1 to 10"):
+        pipeline("a red circle", timestep_shift=0)
+
+
 def test_refining_goes_on_from_the_kept_state(pipeline: IRISPipeline) -> None:
     """Against the same made by hand: back on the seed's path, then steps whose core starts where the picture's ended."""
     result = pipeline(["a red circle", "two stars"], seed=3, num_steps=4, num_iterations=2, guidance_scale=2.0)

@@ -156,6 +156,8 @@ def test_a_stage_refuses_an_option_of_the_loss_that_it_does_not_have(tmp_path: P
         train_stage(Stage.autoencoder, tmp_path, exit_weight=0.0)
     with pytest.raises(typer.BadParameter, match="distill has no warm start"):
         train_stage(Stage.distill, tmp_path, init="somewhere", warm_start=0.5)
+    with pytest.raises(typer.BadParameter, match="aesthetic has no student init"):
+        train_stage(Stage.aesthetic, tmp_path, init="somewhere", student_init="elsewhere")
 
 
 

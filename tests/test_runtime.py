@@ -95,7 +95,7 @@ def test_the_runtime_draws_the_pictures_of_torch(drawn: IRISPipeline, exported: 
 @exports
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_a_carried_state_is_carried_in_the_runtime_too(drawn: IRISPipeline, exported: Path, scale: float) -> None:
+def test_a_carried_state_and_a_shift_of_the_times_are_the_runtimes_too(drawn: IRISPipeline, exported: Path, scale: float) -> None:
     from iris.runtime import OnnxPipeline
 
     settings = {"num_steps": 4, "num_iterations": 2, "guidance_scale": scale}
@@ -105,6 +105,10 @@ def test_a_carried_state_is_carried_in_the_runtime_too(drawn: IRISPipeline, expo
     latents = runtime.latents("red apple", seed=7, **settings)
     np.testing.assert_allclose(latents, carried.numpy(), atol=1e-3)
     assert np.abs(latents - fresh.numpy()).max() > 1e-2
+    runtime.model["defaults"]["timestep_shift"] = 0.5
+    shifted = drawn("red apple", seed=7, carry_state=True, timestep_shift=0.5, **settings).latents
+    np.testing.assert_allclose(runtime.latents("red apple", seed=7, **settings), shifted.numpy(), atol=1e-3)
+    assert np.abs(shifted - carried).max() > 1e-2
 
 
 @exports

@@ -168,6 +168,22 @@ def test_a_finished_autoencoder_keeps_its_last_bit_on_another_machine(results: d
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_student_can_be_trained_on(results: dict[int, StageResult], tmp_path: Path) -> None:
+    """Without a rate it stays the earlier student, not its teacher; it tells that one's training, and whom it saw through a first teacher."""
+    still, earlier = dataclasses.replace(TRAIN, train_steps=1, learning_rate=0.0), results[5].pipeline_path
+    with Run.open(tmp_path / "on") as run:
+        result = stages.distill(NANO, *DATA, still, run, results[2].pipeline_path, student_init=earlier)
+    after = read_checkpoint(result.pipeline_path)
+    student, teacher = (read_checkpoint(folder).tensors["generator"] for folder in (earlier, results[2].pipeline_path))
+    assert all(torch.equal(after.tensors["generator"][name], student[name]) for name in student)
+    assert not all(torch.equal(teacher[name], student[name]) for name in student)
+    assert [part["stage"] for part in after.metadata["training"]["before"]] == [2, 3, 4, 5]
+    other = run_stage(1, tmp_path, train=dataclasses.replace(TRAIN, seed=5))
+    stranger = run_stage(2, tmp_path, other.pipeline_path).pipeline_path
+    with Run.open(tmp_path / "refused") as run, pytest.raises(CheckpointError, match="another autoencoder"):
+        stages.distill(NANO, *DATA, TRAIN, run, results[4].pipeline_path, student_init=stranger)
+
+
 def test_what_a_loss_asks_is_part_of_a_run(results: dict[int, StageResult], tmp_path: Path) -> None:
     """Other guidance on a finished student would train nothing, and be written down as its own."""
     run_stage(5, tmp_path, results[4].pipeline_path)

@@ -215,7 +215,8 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
 
 def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: str = "", seed: int = 0, batch_size: int = 16,
                   num_steps: int | None = None, depths: Sequence[int] = (1, 2, 4, 6, 8, 16, 32), matrix: Grid | None = None,
-                  guidance_scale: float | None = None, teacher: IRISPipeline | None = None, looks: int = 0) -> dict[str, Any]:
+                  guidance_scale: float | None = None, teacher: IRISPipeline | None = None, looks: int = 0,
+                  timestep_shift: float | None = None) -> dict[str, Any]:
     """Everything that a model's card tells about depth, as plain data.
 
     "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student),
@@ -224,8 +225,11 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     threshold chosen on practice scenes (by distances where there are none), and auto beside "cheapest_fixed", the cheapest of the
     "fixed" depths of equal quality: as many steps, their state carried where auto carries its own. Where right answers decide, `looks`
     held-out captions tell by the kernel distance whether these two look alike too, and "equal" asks for both. "teacher": what a
-    student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given.
+    student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given. A `timestep_shift` becomes the
+    pipeline's default.
     """
+    if timestep_shift is not None:
+        pipe.defaults = replace(pipe.defaults, timestep_shift=timestep_shift)
     student = pipe.defaults.sampler == "consistency"
     num_steps = num_steps or (4 if student else 12)
     steps, iterations = matrix or (STUDENT_GRID if student else GRID)
@@ -246,6 +250,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions), "looks": len(look.captions)}, "seed": seed,
         "trained_iterations": pipe.config.generator.mean_iterations,
         "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
+        "timestep_shift": pipe.defaults.timestep_shift,
         "by_iterations": [_plain(outcome) for outcome in by_iterations],
         "fixed": [_plain(outcome) for outcome in alike], "cheapest_fixed": _plain(fixed),
         "carried": {"num_steps": carried_steps, "fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},

@@ -186,7 +186,7 @@ def tracing(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | Non
         context, away = pipe.contexts([prompt], negative_prompt)
     velocity = _RecordingVelocity(pipe.generator, context, away, scale, depth, defaults.carry_state)
     noise = initial_noise([seed], _latent_shape(pipe), pipe.device)
-    schedule = timestep_schedule(defaults.num_steps if num_steps is None else num_steps)
+    schedule = timestep_schedule(defaults.num_steps if num_steps is None else num_steps, defaults.timestep_shift)
     solver, previews = SAMPLERS[sampler or defaults.sampler](velocity, noise, schedule, [seed]), []
     while True:
         with torch.inference_mode():  # not around the yield: another's code runs there
@@ -233,7 +233,7 @@ def convergence(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int]
         return pipe.generator.readout(previous, embedded)
 
     noise = initial_noise(seeds, _latent_shape(pipe), pipe.device)
-    last_step(SAMPLERS["euler"](velocity, noise, timestep_schedule(num_steps), seeds))
+    last_step(SAMPLERS["euler"](velocity, noise, timestep_schedule(num_steps, pipe.defaults.timestep_shift), seeds))
     return Convergence(np.array(times), torch.stack(changes, dim=1).float().cpu().numpy(), pipe.config.generator.mean_iterations)
 
 

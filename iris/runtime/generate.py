@@ -117,7 +117,8 @@ class OnnxPipeline:
         if defaults["sampler"] not in SAMPLERS:
             raise RuntimeFailure(f"this model samples with {defaults['sampler']!r}; the runtime knows {', '.join(SAMPLERS)}.")
         context = self._context(prompts, guided=scale != 1.0)
-        return self._solve(context, seeds, steps, depth, scale, defaults["sampler"], bool(defaults.get("carry_state")))
+        return self._solve(context, seeds, steps, depth, scale, defaults["sampler"], bool(defaults.get("carry_state")),
+                           float(defaults.get("timestep_shift", 1.0)))
 
     def _context(self, prompts: list[str], guided: bool) -> Arrays:
         """Keys and values of the text; with guidance a second half of null captions."""
@@ -129,16 +130,18 @@ class OnnxPipeline:
         del self._kept["condition"]
         return context
 
-    def _solve(self, context: Arrays, seeds: list[int], steps: int, depth: int, scale: float, sampler: str, carry_state: bool) -> np.ndarray:
+    def _solve(self, context: Arrays, seeds: list[int], steps: int, depth: int, scale: float, sampler: str, carry_state: bool,
+               shift: float) -> np.ndarray:
         """From noise at t = 1 to data at t = 0: Euler's steps, or jumps to the data with new noise between (consistency).
 
-        carry_state: each step's core starts from the last one's state.
+        carry_state: each step's core starts from the last one's state. shift: of the times, as in `iris.flow.timestep_schedule`.
         """
         sizes = self.model["config"]["autoencoder"]
         side = sizes["image_size"] // sizes["downsample"]
         shape = (sizes["latent_channels"], side, side)
         z = np.stack([standard_normal(stream(seed, NOISE), shape) for seed in seeds])
-        times = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
+        even = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
+        times = np.float32(shift) * even / (1 + np.float32(shift - 1) * even)
         state = None
         for step in range(steps):
             velocity, state = self.velocity(z, times[step], context, depth, scale, state if carry_state else None)

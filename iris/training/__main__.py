@@ -104,17 +104,20 @@ def main(
     weighting: Annotated[str | None, typer.Option(help="'specification' multiplies the loss by t / (1 - t), at most 20, as the specification writes it; none when left out")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="distill: the teacher's guidance, which goes into the student")] = None,
     teacher_steps: Annotated[int | None, typer.Option(min=1, help="distill: the steps of the teacher's paths; more draw better and take longer")] = None,
+    student_init: Annotated[str, typer.Option(help="distill: an earlier student of the model in --init, to train on; left out, it starts as its teacher")] = "",
 ) -> None:
     """Train one stage; writes RUN/pipeline, RUN/metrics.jsonl and RUN/summary.json."""
     if stage is not Stage.autoencoder and not init:
         raise typer.BadParameter(f"stage {stage.value} needs --init, the model of an earlier stage, such as RUN/pipeline or demo/models/iris-scenes.")
+    if student_init and stage is not Stage.distill:
+        raise typer.BadParameter(f"stage {stage.value} has no student init.")
     loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until,
                                  grad_iterations=grad_iterations, weighting=weighting, guidance_scale=guidance_scale, teacher_steps=teacher_steps)
     config = configure(preset, changes=set_, init=init)
     pictures, held_out = load_pictures(data, config, limit)
     batch_size, learning_rate = batch_size or BATCH_SIZES[stage], LEARNING_RATES[stage] if learning_rate is None else learning_rate
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer, compile_, decay_share)
-    options = ({"init": init} if init else {}) | loss_options
+    options = {name: folder for name, folder in (("init", init), ("student_init", student_init)) if folder} | loss_options
     first = join_processes().is_main_process
     folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(run.expanduser().resolve())
     join_processes().wait_for_everyone()  # the first one may have brought the run back from its mirror

@@ -163,11 +163,17 @@ def _fit_latents(generator: Generator, loss: RectifiedFlowLoss, data: tuple[Late
 
 
 def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run, init: str | Path,
-            on_log: OnLog | None = None, guidance_scale: float = 3.0, **loss_options: Any) -> StageResult:
-    """Stage 5: a student that jumps to the data in 1, 2 or 4 steps, with the teacher's guidance inside."""
+            on_log: OnLog | None = None, guidance_scale: float = 3.0, student_init: str | Path = "", **loss_options: Any) -> StageResult:
+    """Stage 5: a student that jumps to the data in 1, 2 or 4 steps, with the teacher's guidance inside.
+
+    It starts as its teacher, `init`, or as `student_init`, an earlier student that goes on learning.
+    """
     autoencoder, teacher = load_models(init, config, train.seed, trained=True)
-    _, student = load_models(init, config, train.seed)
-    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), pictures=fingerprint(train_data), guidance_scale=guidance_scale)
+    beside, student = load_models(student_init or init, config, train.seed, trained=True)
+    if weights_digest(beside) != weights_digest(autoencoder):
+        raise CheckpointError(f"{student_init} was made with another autoencoder than {init}; a student reads its teacher's latents.")
+    run.settle(stage=5, autoencoder=weights_digest(autoencoder), teacher=weights_digest(teacher), student=weights_digest(student),
+               pictures=fingerprint(train_data), guidance_scale=guidance_scale)
     data = _encode_both(config, autoencoder, train_data, held_out_data, written_captions, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loss = ConsistencyLoss(teacher.to(device, train.dtype), guidance_scale, **loss_options)
@@ -178,7 +184,7 @@ def distill(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDa
     summary = {"guidance_inside": guidance_scale, **one_step_errors(student, teacher.float(), data[1], guidance_scale)}
     defaults = SamplingDefaults(num_steps=4, num_iterations=config.generator.mean_iterations, guidance_scale=1.0, sampler="consistency")
     return _finish(5, run, config, train, result, summary, train_data, {"autoencoder": autoencoder, "generator": student}, defaults, init,
-                   {"guidance_scale": guidance_scale, **loss_options})
+                   {"guidance_scale": guidance_scale, **loss_options}, student_init or None)
 
 
 @torch.no_grad()
@@ -254,12 +260,14 @@ def _lineage(folder: str | Path | None) -> dict[str, Any]:
 
 def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result: FitResult, summary: dict[str, Any], data: ImageDataset,
             modules: dict[str, torch.nn.Module], defaults: SamplingDefaults | None = None, init: str | Path | None = None,
-            loss_options: dict[str, Any] | None = None) -> StageResult:
+            loss_options: dict[str, Any] | None = None, student_init: str | Path | None = None) -> StageResult:
     """Write RUN/pipeline and RUN/summary.json (the first process does); the metadata tell the recipe and its `loss_options`."""
     rows = run.metrics()
     held_out = [row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None]
     defaults = defaults or SamplingDefaults(num_iterations=config.generator.mean_iterations)
     lineage = _lineage(init) | ({"before": []} if stage == 1 else {})  # an autoencoder has no part in a generator's trainings
+    if student_init:  # it has seen what its first teacher has, which need not be this one
+        lineage["before"] += [part for part in _lineage(student_init)["before"] if part not in lineage["before"]]
     training = {"stage": stage, "data": data.name, "examples": len(data), "step": result.step, "minutes": result.seconds / 60,
                 "finished": result.finished, "images_seen": result.step * train.batch_size}
     summary = {**training, **summary, "held_out_loss": held_out[-1] if held_out else None, "skipped": dict(data.skipped)}
