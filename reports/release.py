@@ -4,7 +4,8 @@
     python -m iris.evaluation depth runs/release/03/pipeline --json > depth.json
     python -m reports.release runs/release/03/pipeline demo/models/iris-scenes --quality quality.json --depth depth.json
 
-Every number on the card comes from the run's own metadata or from these files; nothing is typed in.
+Every number on the card comes from the run's own metadata or from these files; nothing is typed in. The model's
+metadata keep both, so a released model can be released again over itself with one of them new: its own are taken for those left out.
 """
 
 from __future__ import annotations
@@ -257,7 +258,10 @@ def release(
 ) -> None:
     """Write the released model, its card and its sample sheet."""
     pipe = IRISPipeline.from_pretrained(run)
-    figures, thinking = (json.loads(file.read_text()) if file else {} for file in (quality, depth))
+    kept = pipe.metadata.get("figures", {})
+    figures, thinking = (json.loads(file.read_text()) if file else kept.get(name, {}) for name, file in (("quality", quality), ("depth", depth)))
+    note = note or kept.get("note", "")
+    pipe.metadata["figures"] = {"quality": figures, "depth": thinking, "note": note}
     chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale,
               "exit_threshold": thinking.get("automatic", {}).get("threshold"), "carry_state": thinking.get("carry_state"), "timestep_shift": thinking.get("timestep_shift")}
     pipe.defaults = replace(pipe.defaults, **{key: value for key, value in chosen.items() if value is not None})

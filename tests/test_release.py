@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -63,3 +64,10 @@ def test_a_release_draws_by_what_was_measured_and_tells_it(run, tmp_path: Path) 
     assert (tmp_path / "released" / "samples.png").stat().st_size > 1000
     for told in ("fluent-3d: MIT", "scenes: drawn by this repository", "0.5 (0.2 to 0.8)", "relative change of 0.42", "80%", "By hand."):
         assert told in card, told
+    shards = [file.read_bytes() for file in sorted((tmp_path / "released").glob("*.safetensors"))]
+    thinking.write_text(thinking.read_text().replace('"threshold": 0.42', '"threshold": 0.31'))
+    release(tmp_path / "released", tmp_path / "released", None, thinking, None, None, None, "", "")
+    assert (tmp_path / "released" / "README.md").read_text() == card.replace("relative change of 0.42", "relative change of 0.31")
+    again = IRISPipeline.from_pretrained(tmp_path / "released")
+    assert again.defaults == dataclasses.replace(pipe.defaults, exit_threshold=0.31) and again.metadata["training"] == pipe.metadata["training"]
+    assert [file.read_bytes() for file in sorted((tmp_path / "released").glob("*.safetensors"))] == shards
