@@ -60,8 +60,11 @@ class GenerationRequest:
         return dataclasses.asdict(self)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the pipeline and its probes, to which no negative prompt is None: an empty text is a caption of its own."""
-        return {**self.to_dict(), "negative_prompt": self.negative_prompt or None}
+        """The arguments of the pipeline and its probes, to which no negative prompt is None: an empty text is a caption of its own.
+
+        Without guidance nothing is steered away from, so what the field holds is not used, and not told with the picture.
+        """
+        return {**self.to_dict(), "negative_prompt": (self.negative_prompt or None) if self.guidance_scale != 1 else None}
 
     @property
     def guidance_factor(self) -> int:

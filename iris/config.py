@@ -16,6 +16,8 @@ MIXERS = ("grfm", "attention", "fourier", "recurrence")
 ITERATION_EMBEDDINGS = ("sinusoid", "none")
 TEXT_ENCODERS = ("clip-l", "minilm", "toy")
 TEXT_ADAPTER_HEADS = 6
+# What no tensor beside a config could contradict: a foreign file must not ask for all memory.
+MAX_BLOCKS, MAX_DOWNSAMPLE, MAX_SIDE, MAX_TEXT_TOKENS = 64, 64, 4096, 4096
 
 
 class ConfigError(ValueError):
@@ -45,12 +47,13 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         levels = self.downsample.bit_length() - 1
-        _require(self.downsample == 2**levels and levels >= 1, f"downsample is {self.downsample}; use a power of two from 2.")
+        _require(self.downsample == 2**levels and levels >= 1 and self.downsample <= MAX_DOWNSAMPLE,
+                 f"downsample is {self.downsample}; use a power of two from 2 to {MAX_DOWNSAMPLE}.")
         _require(1 <= self.haar_levels <= levels, f"haar_levels is {self.haar_levels}; use 1 to {levels} for downsample {self.downsample}.")
-        _require(self.image_size > 0 and self.image_size % self.downsample == 0,
-                 f"image_size is {self.image_size}; use a positive multiple of downsample ({self.downsample}).")
+        _require(0 < self.image_size <= MAX_SIDE and self.image_size % self.downsample == 0,
+                 f"image_size is {self.image_size}; use a positive multiple of downsample ({self.downsample}), at most {MAX_SIDE}.")
         _require(self.latent_channels > 0, f"latent_channels is {self.latent_channels}; use 1 or more.")
-        _require(self.blocks > 0, f"blocks is {self.blocks}; use 1 or more.")
+        _require(0 < self.blocks <= MAX_BLOCKS, f"blocks is {self.blocks}; use 1 to {MAX_BLOCKS}.")
         grids = levels - self.haar_levels + 1
         for name in ("encoder_channels", "decoder_channels"):
             widths = getattr(self, name)
@@ -99,6 +102,8 @@ class GeneratorConfig:
         for name in ("latent_channels", "latent_size", "dim", "head_dim", "text_dim", "text_tokens", "prelude_blocks", "core_layers",
                      "coda_blocks", "core_ffn", "outer_ffn", "mean_iterations", "fourier_blocks", "window", "core_stride"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; use 1 or more.")
+        for name, most in (("latent_size", MAX_SIDE), ("prelude_blocks", MAX_BLOCKS), ("core_layers", MAX_BLOCKS), ("coda_blocks", MAX_BLOCKS)):
+            _require(getattr(self, name) <= most, f"{name} is {getattr(self, name)}; use at most {most}.")
         _require(self.dim % self.head_dim == 0, f"dim is {self.dim}; use a multiple of head_dim ({self.head_dim}).")
         _require(self.dim % self.fourier_blocks == 0, f"dim is {self.dim}; use a multiple of fourier_blocks ({self.fourier_blocks}).")
         _require(self.dim % 16 == 0, f"dim is {self.dim}; use a multiple of 16 (four scan directions of four gate blocks).")
@@ -137,7 +142,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _require(self.encoder in TEXT_ENCODERS, f"text encoder is {self.encoder!r}; use one of {', '.join(TEXT_ENCODERS)}.")
-        _require(self.dim > 0 and self.max_tokens > 0, "text dim and max_tokens must be 1 or more.")
+        _require(self.dim > 0 and 0 < self.max_tokens <= MAX_TEXT_TOKENS, f"text dim and max_tokens must be 1 or more, max_tokens at most {MAX_TEXT_TOKENS}.")
 
 
 @dataclass(frozen=True)

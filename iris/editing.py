@@ -8,7 +8,7 @@ source's own path. `flow_edit` moves a picture along the difference of two promp
     picture = finish(image_to_image(pipe, source, "a blue star", strength=0.6, seed=1)).images[0]
 
 `settings` are the pipeline's own arguments: negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler,
-carry_state.
+carry_state, timestep_shift. What is transparent in a picture lies on white, as in training.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from iris.flow import interpolate
+from iris.flow import interpolate, unshifted
 from iris.nn.generator import TextContext
-from iris.pipeline import GeneratedImages, IRISPipeline, Preview, to_pil
+from iris.pipeline import GeneratedImages, IRISPipeline, Preview, opaque, to_pil
 from iris.rng import rng_for
 from iris.sampling import SAMPLERS, GuidedVelocity, SampleStep, Velocity
 
@@ -53,7 +53,7 @@ def finish(previews: Iterator[Preview]) -> GeneratedImages:
 def image_to_image(pipe: IRISPipeline, image: Image.Image, prompt: str | Sequence[str], strength: float = 0.6, **settings: Any) -> Iterator[Preview]:
     """Draw `prompt` from `image` with noise added up to t = `strength` (0: the reconstruction, 1: nothing of it is left).
 
-    image: of the model's own size. Of num_steps only the share `strength` is taken, at least one. Raises EditError,
+    image: of the model's own size. Of num_steps only those below t = `strength` are taken, at least one. Raises EditError,
     SamplingError or PromptError at the first step.
     """
     source, strength = _source(pipe, image), _share("strength", strength)
@@ -109,6 +109,7 @@ def flow_edit(pipe: IRISPipeline, image: Image.Image, source_prompt: str, prompt
     source, strength = _source(pipe, image), _share("strength", strength)
     request, target, _ = _open(pipe, prompt, settings)
     told = dict(settings) | {"guidance_scale": request.guidance_scale if source_guidance is None else source_guidance}
+    told |= {"negative_prompt": None} if told["guidance_scale"] == 1 else {}  # nothing is steered away from there
     _, origin, _ = _open(pipe, [source_prompt] * len(request.prompts), {**told, "seed": request.seeds, "num_images": 1})
     origin.spent = target.spent  # one list of calls, in their order
 
@@ -167,7 +168,7 @@ def extend(image: Image.Image, margins: tuple[float, float, float, float], size:
     left, top = left + (longest - width) / 2, top + (longest - height) / 2
     inner = max(1, round(size / longest))
     x, y = (min(round(size * offset / longest), size - inner) for offset in (left, top))
-    small = np.asarray(image.convert("RGB").resize((inner, inner), Image.Resampling.LANCZOS))
+    small = np.asarray(opaque(image).resize((inner, inner), Image.Resampling.LANCZOS))
     canvas = np.pad(small, ((y, size - inner - y), (x, size - inner - x), (0, 0)), mode="edge")
     mask = np.ones((size, size), dtype=bool)
     mask[y:y + inner, x:x + inner] = False
@@ -210,8 +211,9 @@ def _open(pipe: IRISPipeline, prompt: str | Sequence[str], settings: dict[str, A
 
 
 def _times(request: Any, strength: float) -> Tensor:
-    """From t = strength to 0 in that share of the steps; [0] alone when there is nothing to do."""
-    return request.times(strength, max(1, round(request.num_steps * strength))) if strength > 0 else torch.zeros(1)
+    """From t = strength to 0 in as many steps as the call would have left there; [0] alone when there is nothing to do."""
+    left = max(1, round(request.num_steps * unshifted(strength, request.timestep_shift)))
+    return request.times(strength, left) if strength > 0 else torch.zeros(1)
 
 
 def _solve(field: Velocity, latents: Tensor, noise: Tensor, strength: float, request: Any) -> Iterator[SampleStep]:
@@ -263,7 +265,7 @@ def _source(pipe: IRISPipeline, image: object) -> Image.Image:
         raise EditError("there is no picture to edit; give one.")
     if image.size != (pipe.image_size, pipe.image_size):
         raise EditError(f"the picture is {image.width} x {image.height}; this model edits {pipe.image_size} x {pipe.image_size}.")
-    return image.convert("RGB")
+    return opaque(image)
 
 
 def _mask(mask: Image.Image | np.ndarray, source: Image.Image) -> np.ndarray:

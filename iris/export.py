@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from iris.nn.generator import Embedded, Generator, TextContext
 from iris.pipeline import IRISPipeline
 from iris.replacing import put_in_place
-from iris.runtime.layout import FORMAT, GRAPHS, MODEL_FILE, TOKENIZER_FILE
+from iris.runtime.layout import FORMAT, GRAPHS, MODEL_FILE, SAMPLERS, TOKENIZER_FILE
 from iris.text import TransformersTextEncoder
 
 OPSET = 20
@@ -116,6 +116,10 @@ def export_onnx(pipeline: IRISPipeline, folder: str | Path, int8: bool = False) 
     folder = Path(folder).expanduser()
     if not isinstance(pipeline.text_encoder, TransformersTextEncoder):
         raise ExportError(f"the text encoder {pipeline.config.text.encoder!r} has no network to export; use a model with minilm or clip-l.")
+    if pipeline.device.type != "cpu":
+        raise ExportError(f'the model is on {pipeline.device}; move it first: pipe.to("cpu").')
+    if pipeline.defaults.sampler not in SAMPLERS:
+        raise ExportError(f"the model's sampler is {pipeline.defaults.sampler}; the runtime knows {' and '.join(SAMPLERS)}, so choose one as its default first.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}; give a new folder.")
     missing = [name for name in ("onnx", "onnxscript", *(["onnxruntime"] if int8 else [])) if importlib.util.find_spec(name) is None]
@@ -130,7 +134,10 @@ def export_onnx(pipeline: IRISPipeline, folder: str | Path, int8: bool = False) 
             if int8:
                 _quantize(draft / GRAPHS[name])
         pipeline.text_encoder.tokenizer.save(str(draft / TOKENIZER_FILE))
-        header = {"format": FORMAT, "int8": int8, "config": pipeline.config.to_dict(), "defaults": asdict(pipeline.defaults)}
+        defaults = asdict(pipeline.defaults)
+        if defaults["num_iterations"] == "auto":  # deciding that needs torch
+            defaults["num_iterations"] = pipeline.config.generator.mean_iterations
+        header = {"format": FORMAT, "int8": int8, "config": pipeline.config.to_dict(), "defaults": defaults}
         (draft / MODEL_FILE).write_text(json.dumps(header, indent=2), encoding="utf-8")
         put_in_place(draft, folder)
     return folder

@@ -47,9 +47,15 @@ def timestep_schedule(num_steps: int, shift: float = 1.0, start: float = 1.0) ->
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; use 1 or more.")
-    begin = start / (shift - (shift - 1) * start)  # the inverse
-    even = torch.linspace(begin, 0.0, num_steps + 1)
-    return shift * even / (1 + (shift - 1) * even)
+    even = torch.linspace(unshifted(start, shift), 0.0, num_steps + 1, dtype=torch.float64)
+    times = (shift * even / (1 + (shift - 1) * even)).float()
+    times[0] = start  # whatever rounding made of it
+    return times
+
+
+def unshifted(t: float, shift: float) -> float:
+    """The time that a shift moves to `t`."""
+    return t / (shift - (shift - 1) * t)
 
 
 def specification_weight(t: Tensor, limit: float = 20.0) -> Tensor:

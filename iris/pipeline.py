@@ -123,9 +123,17 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
+def opaque(image: Image.Image) -> Image.Image:
+    """The picture in RGB; what is transparent lies on white, as in training."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def from_pil(images: Sequence[Image.Image]) -> Tensor:
     """PIL pictures of one size -> [B, 3, H, W] in [-1, 1]; the inverse of `to_pil`."""
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    pixels = np.stack([np.asarray(opaque(image)) for image in images])
     return torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -168,7 +176,7 @@ class IRISPipeline:
 
         seed: one number (image k of a prompt takes seed + k), one a picture, or None for random ones, which the result
         names. num_iterations: 1 to 64 or "auto"; max_core_passes bounds what "auto" spends on a picture over all steps.
-        carry_state: each step's core starts from the last one's state. timestep_shift: below 1 the steps are finer near the finished
+        A negative_prompt needs guidance. carry_state: each step's core starts from the last one's state. timestep_shift: below 1 the steps are finer near the finished
         picture, above 1 near noise. Raises PromptError or SamplingError with one sentence.
         """
         request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler, carry_state,
@@ -212,11 +220,15 @@ class IRISPipeline:
         name = self.defaults.sampler if sampler is None else sampler
         if not isinstance(name, str) or name not in SAMPLERS:
             raise SamplingError(f"sampler is {shortened(name)}; use one of {', '.join(SAMPLERS)}.")
+        scale = _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float)
+        negative_prompt = (clean_prompt(negative_prompt) or None) if negative_prompt else None
+        if negative_prompt is not None and scale == 1.0:
+            raise SamplingError("a negative_prompt needs a guidance_scale other than 1: without guidance nothing is steered away from.")
         return _Request(
-            prompts, (clean_prompt(negative_prompt) or None) if negative_prompt else None, self._seeds(seed, len(prompts), count),
+            prompts, negative_prompt, self._seeds(seed, len(prompts), count),
             _number("num_steps", self.defaults.num_steps if num_steps is None else num_steps, int),
             "auto" if depth == "auto" else _number("num_iterations", depth, int, "auto"),
-            _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float), name,
+            scale, name,
             self.defaults.carry_state if carry_state is None else bool(carry_state),
             None if max_core_passes is None else _number("max_core_passes", max_core_passes, int),
             _number("timestep_shift", self.defaults.timestep_shift if timestep_shift is None else timestep_shift, float))
@@ -303,13 +315,17 @@ class IRISPipeline:
     # --- storing ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, device: torch.device | str | None = None) -> IRISPipeline:
-        """Load a folder or a hub id. Only safetensors and JSON are read, and every file's sha256 is checked."""
+    def from_pretrained(cls, name_or_path: str | Path, device: torch.device | str | None = None, text_path: str | Path = "") -> IRISPipeline:
+        """Load a folder or a hub id. Only safetensors and JSON are read, and every file's sha256 is checked.
+
+        text_path: a folder of the text encoder, in place of the one that the model's own config names.
+        """
         folder = resolve_folder(name_or_path)
         stored = read_checkpoint(folder)
         if set(stored.tensors) != {"autoencoder", "generator"}:
             raise CheckpointError(f"{folder} holds {', '.join(sorted(stored.tensors)) or 'nothing'}; a pipeline needs an autoencoder and a generator.")
         config = IRISConfig.from_dict(stored.config)
+        config = replace(config, text=replace(config.text, path=str(text_path))) if text_path else config
         autoencoder = build_module(lambda: WaveletVAE(config.autoencoder), stored.tensors["autoencoder"])
         generator = build_module(lambda: Generator(config.generator), stored.tensors["generator"])
         try:
@@ -320,9 +336,13 @@ class IRISPipeline:
         return pipeline.to(device) if device is not None else pipeline
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> Path:
-        """Write config.json, safetensors shards below 10 MB and a sha256 manifest, atomically; returns the folder."""
+        """Write config.json, safetensors shards below 10 MB and a sha256 manifest, atomically; returns the folder.
+
+        Where this computer keeps the text encoder is left out: it would be wrong on another one.
+        """
         metadata = {key: value for key, value in self.metadata.items() if key != "hash"} | {"defaults": asdict(self.defaults)}
-        return write_checkpoint(Path(folder), self.config.to_dict(), state_dicts(autoencoder=self.autoencoder, generator=self.generator),
+        config = replace(self.config, text=replace(self.config.text, path=""))
+        return write_checkpoint(Path(folder), config.to_dict(), state_dicts(autoencoder=self.autoencoder, generator=self.generator),
                                 metadata, dtype=dtype)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
@@ -333,6 +353,8 @@ class IRISPipeline:
 
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:  # that of an earlier push, which a later wish does not change
+            raise CheckpointError(f"the repository {repo_id} is public already; make it private in its settings first.")
         with tempfile.TemporaryDirectory() as folder:
             # What an earlier push left of more shards would not belong to the checkpoint.
             return str(api.upload_folder(repo_id=repo_id, folder_path=str(self.save_pretrained(Path(folder) / "model")), delete_patterns=["*.safetensors", "*.json"]))

@@ -35,6 +35,8 @@ def without_control(text: str) -> str:
 _EMOJI_WORDS = {
     "\u2600": "sun", "\u260e": "telephone", "\u2665": "red heart suit", "\u2660": "spade suit", "\u2663": "club suit",
     "\u2666": "red diamond suit", "\u2764": "red heart", "\u2b50": "star", "\u2712": "pen nib", "\u20e3": "keycap",
+    "\u2605": "star", "\u2606": "star", "\u25cf": "circle", "\u25cb": "circle", "\u25a0": "square", "\u25a1": "square",
+    "\u25b2": "triangle", "\u25b3": "triangle", "\u25c6": "diamond", "\u25c7": "diamond",
     "\U0001f3fb": "light skin tone", "\U0001f3fc": "medium-light skin tone", "\U0001f3fd": "medium skin tone",
     "\U0001f3fe": "medium-dark skin tone", "\U0001f3ff": "dark skin tone",
 }  # fmt: skip

@@ -228,13 +228,13 @@ def _encoder_folder(config: TextConfig) -> Path:
     if config.path:
         folder = Path(config.path).expanduser()
         if not folder.is_dir():
-            raise TextError(f"there is no text encoder folder {folder}; set text.path to a folder with config.json and model.safetensors.")
+            raise TextError(f"there is no text encoder folder {folder}; give text_path (in a config: text.path) a folder with config.json and model.safetensors.")
         return folder
     if config.encoder == "clip-l":
         return _download(
             CLIP_HUB_ID,
             f"the text encoder clip-l is not on this computer; go online once to fetch {CLIP_HUB_ID} (1.7 GB), "
-            "or set text.path to a folder that holds it.",
+            "or give text_path (in a config: text.path) a folder that holds it.",
         )
     folder = bundled_minilm() or _download(
         MINILM_HUB_ID,

@@ -274,7 +274,7 @@ def release(
         if "right" in thinking["by_iterations"][0]:
             pipe.metadata["by_iterations"] = {row["num_iterations"]: round(row["right"]["every"]["value"], 4) for row in thinking["by_iterations"]}
     pipe.save_pretrained(folder)
-    pipe = IRISPipeline.from_pretrained(folder)  # the sheet shows what is released, half precision included
+    pipe = IRISPipeline.from_pretrained(folder, text_path=pipe.config.text.path)  # the sheet shows what is released, half precision included
     prompts, images, pipe.metadata["examples"] = contact_sheet(pipe, source)
     pipe.save_pretrained(folder)
     save_figure(image_grid(images, prompts, columns=8), folder / "samples.png", dpi=100)

@@ -28,6 +28,7 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.private: set[str] = set()
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def revision(self, name: str) -> str:
@@ -49,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/api/whoami-v2":
             return self._json({"name": "user", "type": "user", "auth": {"type": "access_token", "accessToken": {"role": "write"}}})
-        listed = re.fullmatch(r"/api/((?:models|spaces)/[^/]+/[^/]+)/(revision|tree)/[^/]+", path)
+        listed = re.fullmatch(r"/api/((?:models|spaces)/[^/]+/[^/]+)(?:/(revision|tree)/[^/]+)?", path)
         if listed and listed[1] in self.server.repositories:
             return self._listing(listed[1], listed[2])
         found = re.fullmatch(r"/((?:spaces/)?)([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
@@ -65,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             told = json.loads(body)
             name = f"{told.get('type', 'model')}s/{told['organization']}/{told['name']}"
+            if name not in self.server.repositories and (told.get("private") or told.get("visibility") == "private"):
+                self.server.private.add(name)  # of one that is there the wish is not heard, as on the Hub
             self.server.repositories.setdefault(name, {})
             return self._json({"url": f"{self.server.address}/{name.removeprefix('models/')}"})
         if path == "/api/validate-yaml":
@@ -87,10 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif change["key"] == "deletedFile":
             del files[value["path"]]
 
-    def _listing(self, name: str, kind: str) -> None:
+    def _listing(self, name: str, kind: str | None) -> None:
         files, commit = self.server.repositories[name], self.server.revision(name)
         tree = [{"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()} for path, data in files.items()]
-        self._json(tree if kind == "tree" else {"id": name.partition("/")[2], "sha": commit, "siblings": [{"rfilename": path} for path in files]})
+        self._json(tree if kind == "tree" else {"id": name.partition("/")[2], "sha": commit, "private": name in self.server.private, "siblings": [{"rfilename": path} for path in files]})
 
     def _file(self, name: str, path: str) -> None:
         data = self.server.repositories[name][path]

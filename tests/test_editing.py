@@ -37,6 +37,18 @@ def pixels(result: GeneratedImages) -> np.ndarray:
     return np.stack([np.asarray(image) for image in result.images]).astype(int)
 
 
+def test_what_is_transparent_lies_on_white(pipeline: IRISPipeline, source: Image.Image) -> None:
+    shape = np.zeros((32, 32), dtype=np.uint8)
+    shape[8:24, 8:24] = 255
+    transparent, expected = source.copy(), Image.new("RGB", (32, 32), "white")
+    transparent.putalpha(Image.fromarray(shape))
+    expected.paste(source, mask=Image.fromarray(shape))
+    drawn, plain = (finish(image_to_image(pipeline, image, "a", strength=0, **SETTINGS)) for image in (transparent, expected))
+    assert np.array_equal(pixels(drawn), pixels(plain))
+    assert torch.equal(pipeline.encode(transparent), pipeline.encode(expected))
+    assert extend(transparent, (0.5, 0, 0, 0), 32)[0].tobytes() == extend(expected, (0.5, 0, 0, 0), 32)[0].tobytes()
+
+
 # --- image to image ----------------------------------------------------------------------------------------------------
 
 
@@ -64,8 +76,8 @@ def test_the_start_is_the_point_of_the_path_and_half_the_strength_takes_half_the
 
 
 def test_an_edit_from_one_of_the_steps_takes_the_steps_that_are_left(pipeline: IRISPipeline, source: Image.Image) -> None:
-    """The times of a call without a picture, 1, 3/5, 1/3, 1/7, 0 at a shift of a half, are those of one that starts at the second."""
-    result = finish(image_to_image(pipeline, source, "a red circle", strength=0.6, timestep_shift=0.5, **{**SETTINGS, "num_steps": 5}))
+    """A call of four steps without a picture has the times 1, 3/5, 1/3, 1/7, 0 at a shift of a half."""
+    result = finish(image_to_image(pipeline, source, "a red circle", strength=0.6, timestep_shift=0.5, **{**SETTINGS, "num_steps": 4}))
     with torch.inference_mode():
         context, away = pipeline.contexts(["a red circle"])
         velocity = GuidedVelocity(pipeline.generator, context, away, 2.0, 2)

@@ -13,6 +13,7 @@ from iris.flow import (
     sample_timesteps,
     specification_weight,
     timestep_schedule,
+    unshifted,
     velocity_to_data,
 )
 from iris.rng import rng_for
@@ -65,12 +66,18 @@ def test_a_schedule_falls_from_exactly_1_to_exactly_0(num_steps: int) -> None:
     assert (times.diff() < 0).all()
 
 
-@pytest.mark.parametrize("shift", [0.3, 0.55, 1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.2, 0.3, 0.4, 0.55, 0.66, 1.0, 1.32, 3.0])  # in single precision some of these would start above 1
 def test_a_shift_multiplies_the_ratio_of_noise_to_data(shift: float) -> None:
     """SD3 (2403.03206, section 5.3.2) derives the shift so that t / (1 - t), noise over data, is multiplied by it at every step."""
     even, shifted = timestep_schedule(8).double(), timestep_schedule(8, shift).double()
     torch.testing.assert_close((shifted / (1 - shifted))[1:], shift * (even / (1 - even))[1:], rtol=1e-5, atol=0)
     assert shifted[0] == 1 and shifted[-1] == 0 and (shifted.diff() < 0).all()
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.3, 1.0, 3.0, 10.0])
+def test_a_time_is_that_which_its_unshifted_one_moves_to(shift: float) -> None:
+    for index, t in enumerate(timestep_schedule(8, shift).tolist()):
+        assert unshifted(t, shift) == pytest.approx(1 - index / 8, abs=1e-6)
 
 
 @pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])

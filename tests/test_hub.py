@@ -14,6 +14,7 @@ from hub_server import HubServer, running_hub
 from iris.pipeline import IRISPipeline
 
 PUSH = "import sys; from iris import IRISPipeline; print(IRISPipeline.from_pretrained(sys.argv[1]).push_to_hub('user/drawer'))"
+PRIVATE = PUSH.replace("'user/drawer'", "'user/drawer', private=True")
 DRAW = """
 import sys, numpy as np
 from iris import IRISPipeline
@@ -49,6 +50,18 @@ def test_a_model_that_was_pushed_draws_the_same_elsewhere_and_offline(hub: HubSe
     again = hub.client(tmp_path / "theirs", DRAW, str(tmp_path / "offline.npy"))
     assert again.returncode == 0, again.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "offline.npy"), expected)
+
+
+def test_what_is_to_be_private_does_not_go_to_a_public_repository(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    hub.repositories["models/user/drawer"] = {"README.md": b"public"}
+    refused = hub.client(tmp_path / "mine", PRIVATE, str(folder))
+    assert refused.returncode == 1 and "user/drawer is public already" in refused.stderr
+    assert hub.repositories["models/user/drawer"] == {"README.md": b"public"}
+    hub.repositories.clear()
+    for _ in range(2):
+        pushed = hub.client(tmp_path / "mine", PRIVATE, str(folder))
+        assert pushed.returncode == 0, pushed.stderr
+    assert hub.private == {"models/user/drawer"} and "config.json" in hub.repositories["models/user/drawer"]
 
 
 def test_a_smaller_model_pushed_over_a_larger_one_loads(hub: HubServer, folder: Path, tmp_path: Path) -> None:

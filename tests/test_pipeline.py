@@ -16,7 +16,7 @@ from iris.checkpoint import CheckpointError, write_checkpoint
 from iris.flow import interpolate
 from iris.pipeline import MAX_SEED, GeneratedImages, IRISPipeline, Preview, from_pil, state_dicts, to_pil
 from iris.sampling import GuidedVelocity, SamplingError, initial_noise
-from iris.text import PromptError
+from iris.text import PromptError, TextError, load_text_encoder
 
 HOSTILE = ["", "   ", "\0", "\ud800 lone", "👩‍👩‍👧‍👦🏳️‍🌈", "مرحبا بالعالم", "<script>alert(1)</script>", "../../etc/passwd", "x" * 1000, "\n\t \r"]
 
@@ -117,6 +117,7 @@ def test_a_shift_of_the_times_is_a_models_own_a_calls_and_refines(pipeline: IRIS
     own.defaults = dataclasses.replace(pipeline.defaults, timestep_shift=0.5)
     assert np.array_equal(pixels(own("a red circle", **settings)), pixels(shifted))
     assert pipeline.refine(shifted).parameters["refined"][0][0] == pytest.approx(1 / 3)
+    assert pipeline.refine(pipeline("a", seed=3, num_steps=1, num_iterations=1, timestep_shift=0.4)).parameters["refined"][0][0] == 1
     with pytest.raises(SamplingError, match=r"timestep_shift is 0; use a number from 0\.1 to 10"):
         pipeline("a red circle", timestep_shift=0)
 
@@ -196,6 +197,7 @@ def test_any_text_is_a_picture(pipeline: IRISPipeline, prompt: str) -> None:
     ({"prompt": None}, "prompt must be text"), ({"prompt": 5}, "prompt must be text"), ({"prompt": b"a"}, "prompt must be text"),
     ({"prompt": ["a", None]}, "prompt must be text"), ({"prompt": "x" * 100_000}, "100000 characters"), ({"prompt": []}, "0 prompts"),
     ({"prompt": ["a"] * 65}, "65 prompts"), ({"prompt": ["a"] * 5, "num_images": 16}, "use 1 to 64 pictures"),
+    ({"negative_prompt": "red", "guidance_scale": 1}, "a negative_prompt needs a guidance_scale other than 1"),
     ({"negative_prompt": 5}, "prompt must be text"), ({"negative_prompt": "x" * 2000}, "2000 characters"),
     ({"seed": -1}, "seed is -1"), ({"seed": 1.7}, "seed is 1.7"), ({"seed": 2**31}, "seed is 2147483648"), ({"seed": 1e99}, "seed is 1e\\+99"),
     ({"seed": "abc"}, "seed is 'abc'"), ({"seed": "9" * 100_000}, "seed is '99"), ({"seed": math.nan}, "seed is nan"), ({"seed": math.inf}, "seed is inf"),
@@ -281,6 +283,24 @@ def test_decoding_the_latents_of_a_result_gives_its_pictures(pipeline: IRISPipel
     assert np.array_equal(np.stack([np.asarray(image) for image in pipeline.decode(result.latents)]), pixels(result))
 
 
+def test_a_stored_model_does_not_tell_where_this_computer_keeps_its_text_encoder(pipeline: IRISPipeline, tmp_path: Path) -> None:
+    config = dataclasses.replace(pipeline.config, text=dataclasses.replace(pipeline.config.text, path="/home/me/encoder"))
+    folder = IRISPipeline(config, pipeline.autoencoder, pipeline.generator, pipeline.text_encoder).save_pretrained(tmp_path / "model")
+    assert IRISPipeline.from_pretrained(folder).config.text == pipeline.config.text
+    assert IRISPipeline.from_pretrained(folder, text_path=tmp_path).config.text.path == str(tmp_path)
+
+
+def test_a_model_is_told_where_the_text_encoder_is(pipeline: IRISPipeline, tmp_path: Path) -> None:
+    config = pipeline.config.to_dict() | {"text": pipeline.config.to_dict()["text"] | {"encoder": "minilm", "path": str(tmp_path / "gone")}}
+    folder = write_checkpoint(tmp_path / "model", config, state_dicts(autoencoder=pipeline.autoencoder, generator=pipeline.generator))
+    with pytest.raises(TextError, match=r"no text encoder folder .*gone; give text_path"):
+        IRISPipeline.from_pretrained(folder)
+    with pytest.raises(TextError, match="elsewhere"):
+        IRISPipeline.from_pretrained(folder, text_path=tmp_path / "elsewhere")
+
+
 def test_a_pipeline_moves_as_a_whole(pipeline: IRISPipeline) -> None:
     other = IRISPipeline(pipeline.config, copy.deepcopy(pipeline.autoencoder), copy.deepcopy(pipeline.generator), pipeline.text_encoder)
     assert other.to("cpu") is other and other.device == torch.device("cpu") and other.image_size == 32
+    encoder = IRISPipeline(other.config, other.autoencoder, other.generator, load_text_encoder(other.config.text)).to("meta").text_encoder
+    assert {part.device.type for module in (other.autoencoder, other.generator) for part in module.parameters()} == {"meta"} == {encoder.device.type}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib.util
 import io
 import json
@@ -130,6 +132,48 @@ def test_the_command_draws_in_a_process_without_torch(exported: Path, tmp_path: 
         assert refused.returncode == 2 and said in refused.stderr and "Traceback" not in refused.stderr
 
 
+@pytest.mark.parametrize(("module", "said"), [("iris.runtime", "onnxruntime is not installed; run: pip install"), ("iris.export", "an export needs")])
+def test_a_missing_package_is_named(module: str, said: str, tmp_path: Path) -> None:
+    code = f"""
+import importlib.util, runpy, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("onnx", "onnxscript") else find(name, *rest)
+sys.modules["onnxruntime"] = None
+sys.argv = ["x", *sys.argv[1:]]
+runpy.run_module("{module}", run_name="__main__", alter_sys=True)
+"""
+    wanted = ["demo/models/iris-scenes", str(tmp_path / "new")] if module == "iris.export" else [str(tmp_path), "x"]
+    done = subprocess.run([sys.executable, "-c", code, *wanted], env=subprocess_environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@exports
+@pytest.mark.slow
+def test_many_prompts_are_read_in_one_go_and_numbers_may_be_numpys(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are remembered, one of them read before, and one that is too long for a prompt once its emoji are spelled."""
+    from iris.prompts import PromptError
+    from iris.runtime import OnnxPipeline, RuntimeFailure
+    from iris.runtime.generate import MAX_REMEMBERED
+
+    runtime, opened = OnnxPipeline(exported), []
+    session = runtime._session
+    monkeypatch.setattr(runtime, "_session", lambda name: opened.append(name) or session(name))
+    prompts = ["\U0001f383" * 70, *(f"{number} red apples" for number in range(MAX_REMEMBERED))]
+    first = runtime.states(prompts[:1])
+    states = runtime.states(prompts)
+    assert opened == ["text_encoder"] * 2 and len(states[0]) == len(prompts) and len(runtime._read) <= MAX_REMEMBERED
+    np.testing.assert_array_equal(states[0][0], first[0][0])
+    settings = {"num_steps": 1, "num_iterations": 1}
+    expected = runtime("red apple", seed=7, **settings)
+    for seed in (np.int64(7), 7.0, [7], np.array([7])):
+        np.testing.assert_array_equal(runtime("red apple", seed=seed, **settings), expected)
+    for seed in (None, 7.5, "7", True):
+        with pytest.raises(RuntimeFailure, match="seed is"):
+            runtime("red apple", seed=seed, **settings)
+    with pytest.raises(PromptError, match="must be text"):
+        runtime(None, **settings)
+
+
 @exports
 @pytest.mark.slow
 def test_prompts_are_read_once_and_a_damaged_graph_is_named(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +206,14 @@ def test_a_model_without_a_text_network_and_a_full_folder_are_refused(pipeline: 
         export_onnx(drawn, tmp_path)
     with pytest.raises(ValueError, match="is a file"):
         export_onnx(drawn, tmp_path / "file")
+    other = copy.copy(drawn)
+    other.defaults = dataclasses.replace(drawn.defaults, sampler="heun")
+    with pytest.raises(ValueError, match="sampler is heun; the runtime knows euler and consistency"):
+        export_onnx(other, tmp_path / "heun")
+    with pytest.raises(ValueError, match=r'on meta; move it first: pipe.to\("cpu"\)'):
+        export_onnx(IRISPipeline(drawn.config, copy.deepcopy(drawn.autoencoder).to("meta"), copy.deepcopy(drawn.generator).to("meta"), drawn.text_encoder),
+                    tmp_path / "meta")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
 @exports
@@ -170,7 +222,10 @@ def test_int8_is_smaller_and_near(drawn: IRISPipeline, exported: Path, tmp_path:
     from iris.export import export_onnx
     from iris.runtime import OnnxPipeline
 
-    small = export_onnx(drawn, tmp_path / "int8", int8=True)
+    automatic = copy.copy(drawn)
+    automatic.defaults = dataclasses.replace(drawn.defaults, num_iterations="auto")
+    small = export_onnx(automatic, tmp_path / "int8", int8=True)
+    assert OnnxPipeline(small).model["defaults"]["num_iterations"] == drawn.config.generator.mean_iterations
     assert (small / "coda.onnx").stat().st_size < (exported / "coda.onnx").stat().st_size
     exact, found = (OnnxPipeline(folder).latents("red apple", num_steps=2, num_iterations=2, seed=3) for folder in (exported, small))
     assert 0 < np.linalg.norm(found - exact) / np.linalg.norm(exact) < 0.1

@@ -84,6 +84,7 @@ def test_cleaning_and_spelling_are_idempotent_and_encodable(text: str) -> None:
         ("👍🏽", "thumbs up sign medium skin tone"),
         ("👩‍🚀!", "woman rocket !"),
         ("1️⃣", "1 keycap"),
+        ("a red ★ left of a ■", "a red star left of a square"),
         ("café at 20° © 2024, a→b", "café at 20° © 2024, a→b"),
         ("क्‍ष مرحبا 漢字", "क्‍ष مرحبا 漢字"),
     ],

@@ -16,11 +16,10 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from iris.prompts import PromptError, clean_prompt, spell_emoji, without_control
-from iris.runtime.layout import FORMAT, GRAPHS, MODEL_FILE, TOKENIZER_FILE
+from iris.runtime.layout import FORMAT, GRAPHS, MODEL_FILE, SAMPLERS, TOKENIZER_FILE
 from iris.runtime.noise import NOISE, RENOISE, standard_normal, stream
 
 LIMITS = {"num_steps": (1, 100), "num_iterations": (1, 64), "guidance_scale": (0.0, 20.0), "seed": (0, 2**31 - 1)}
-SAMPLERS = ("euler", "consistency")
 MAX_REMEMBERED = 64
 Arrays = dict[str, np.ndarray]
 
@@ -76,10 +75,11 @@ class OnnxPipeline:
             ids = np.array([token.ids for token in tokens], dtype=np.int64)
             mask = np.array([token.attention_mask for token in tokens], dtype=np.int64)
             states = self._session("text_encoder").run(None, {"input_ids": ids, "attention_mask": mask})[0]
-            if len(self._read) + len(new) > MAX_REMEMBERED:
-                self._read.clear()
-            self._read.update({text: (states[row], mask[row].astype(bool)) for row, text in enumerate(new)})
-        rows = [self._read[text] if text in self._read else self._one(text) for text in texts]
+            read = self._read | {text: (states[row], mask[row].astype(bool)) for row, text in enumerate(new)}
+            self._read = read if len(read) <= MAX_REMEMBERED else {text: read[text] for text in texts[-MAX_REMEMBERED:]}
+        else:
+            read = self._read
+        rows = [read[text] for text in texts]
         return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
 
     def _tokenizer(self) -> Tokenizer:
@@ -87,10 +87,6 @@ class OnnxPipeline:
             return Tokenizer.from_file(str(self.folder / TOKENIZER_FILE))
         except Exception as error:   # the library raises nothing more particular
             raise RuntimeFailure(f"{self.folder / TOKENIZER_FILE} is missing or damaged; export the model again.") from error
-
-    def _one(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        states, mask = self.states([text])
-        return states[0], mask[0]
 
     # --- pictures --------------------------------------------------------------------------------------------------
 
@@ -104,14 +100,14 @@ class OnnxPipeline:
     def latents(self, prompt: str | Sequence[str], num_steps: int | None = None, num_iterations: int | None = None,
                 guidance_scale: float | None = None, seed: int | Sequence[int] = 0) -> np.ndarray:
         """The clean latents [B, C, h, w] that `__call__` decodes."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         if not prompts:
             raise PromptError("no prompt was given; give one or more.")
         defaults = self.model["defaults"]
         steps = _checked("num_steps", defaults["num_steps"] if num_steps is None else num_steps, whole=True)
         depth = _checked("num_iterations", defaults["num_iterations"] if num_iterations is None else num_iterations, whole=True)
         scale = _checked("guidance_scale", defaults["guidance_scale"] if guidance_scale is None else guidance_scale)
-        seeds = [_checked("seed", value, whole=True) for value in ([seed] * len(prompts) if isinstance(seed, int) else seed)]
+        seeds = [_checked("seed", value, whole=True) for value in (seed if isinstance(seed, (list, tuple, np.ndarray)) else [seed] * len(prompts))]
         if len(seeds) != len(prompts):
             raise RuntimeFailure(f"{len(seeds)} seeds were given for {len(prompts)} pictures; give one a picture, or a single one.")
         if defaults["sampler"] not in SAMPLERS:
@@ -140,8 +136,9 @@ class OnnxPipeline:
         side = sizes["image_size"] // sizes["downsample"]
         shape = (sizes["latent_channels"], side, side)
         z = np.stack([standard_normal(stream(seed, NOISE), shape) for seed in seeds])
-        even = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
-        times = np.float32(shift) * even / (1 + np.float32(shift - 1) * even)
+        even = np.linspace(1.0, 0.0, steps + 1)
+        times = (shift * even / (1 + (shift - 1) * even)).astype(np.float32)
+        times[0] = 1.0  # whatever rounding made of it
         state = None
         for step in range(steps):
             velocity, state = self.velocity(z, times[step], context, depth, scale, state if carry_state else None)
@@ -174,7 +171,7 @@ class OnnxPipeline:
 
 def _checked(name: str, value: Any, whole: bool = False) -> Any:
     low, high = LIMITS[name]
-    fits = isinstance(value, (int, np.integer) if whole else (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    fits = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and (not whole or value == value // 1)
     if not fits or not low <= value <= high:
         raise RuntimeFailure(f"{name} is {value!r}; use {'a whole number' if whole else 'a number'} from {low:g} to {high:g}.")
     return int(value) if whole else float(value)
