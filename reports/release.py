@@ -116,7 +116,8 @@ def _exam(depth: dict[str, Any]) -> str:
         return ""
     pictures = depth["pictures"]
     looks = f" --looks {pictures['looks']}" if pictures.get("looks", 0) > pictures["samples"] else ""
-    return f" --count {pictures['scenes of each kind']} --samples {pictures['samples']}{looks} --guidance-scale {depth['guidance_scale']:g}"
+    shift = f" --timestep-shift {depth['timestep_shift']:g}" if depth.get("timestep_shift", 1.0) != 1.0 else ""
+    return f" --count {pictures['scenes of each kind']} --samples {pictures['samples']}{looks} --guidance-scale {depth['guidance_scale']:g}{shift}"
 
 
 def _told(training: dict[str, Any]) -> str:
@@ -142,6 +143,9 @@ def _thinking(depth: dict[str, Any]) -> str:
     automatic, carried = depth["automatic"], depth["carried"]
     fixed = depth.get("fixed", []) if depth["carry_state"] else []  # beside auto, which carries its state too
     rows = [*depth["by_iterations"], *fixed, automatic["outcome"]]
+    if "teacher" in depth:  # few steps are what a student is for
+        told = {row["setting"] for row in rows}
+        rows += [*(row for row in depth["matrix"] if row["setting"] not in told), depth["teacher"] | {"setting": f"its teacher, {depth['teacher']['setting']}"}]
     table = "\n".join(f"| {row['setting']} | " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows)
     as_good = "draws as many scenes right" if automatic["outcome"].get("right") else "comes as near to real pictures"
     auto_share = (f"it spends {automatic['share_of_fixed']:.0%} of the core passes of the cheapest fixed depth that {as_good}" if automatic["equal"] else

@@ -196,6 +196,7 @@ def test_everything_is_measured_and_told_on_the_card(pipe: IRISPipeline) -> None
     card = model_card(pipe, "iris-test", {}, found)
     assert card.count("scenes: drawn by this repository") == 2 and card.count("fluent-3d: MIT") == 1
     assert "| 2 x auto |" in card and f"{found['automatic']['threshold']:g}" in card and "| one right |" in card
+    assert card.count("| its teacher, 32 x 8 |") == 1 and all(card.count(f"| {row['setting']} |") == 1 for row in found["matrix"])
 
 
 def test_a_look_decides_too_whether_automatic_depth_is_equal(pipe: IRISPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
