@@ -23,7 +23,7 @@ $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 setup: $(VENV)/.dev
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m demo.app --port $(PORT) $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m demo.app --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n logical --dist worksteal
