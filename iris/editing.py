@@ -25,9 +25,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from iris.data.images import opaque
 from iris.flow import interpolate, unshifted
 from iris.nn.generator import TextContext
-from iris.pipeline import GeneratedImages, IRISPipeline, Preview, opaque, to_pil
+from iris.pipeline import GeneratedImages, IRISPipeline, Preview, to_pil
 from iris.rng import rng_for
 from iris.sampling import SAMPLERS, GuidedVelocity, SampleStep, Velocity
 

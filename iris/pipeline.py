@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from iris.checkpoint import CheckpointError, build_module, read_checkpoint, resolve_folder, write_checkpoint
 from iris.config import IRISConfig
+from iris.data.images import opaque
 from iris.flow import interpolate, timestep_schedule
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator, TextContext
@@ -123,16 +124,8 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
-def opaque(image: Image.Image) -> Image.Image:
-    """The picture in RGB; what is transparent lies on white, as in training."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
 def from_pil(images: Sequence[Image.Image]) -> Tensor:
-    """PIL pictures of one size -> [B, 3, H, W] in [-1, 1]; the inverse of `to_pil`."""
+    """PIL pictures of one size -> [B, 3, H, W] in [-1, 1], transparency on white as in training; the inverse of `to_pil`."""
     pixels = np.stack([np.asarray(opaque(image)) for image in images])
     return torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 

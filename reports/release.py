@@ -263,6 +263,8 @@ def release(
     """Write the released model, its card and its sample sheet."""
     pipe = IRISPipeline.from_pretrained(run)
     kept = pipe.metadata.get("figures", {})
+    if run.resolve() == folder.resolve() and not kept and not (quality and depth and note):
+        raise typer.BadParameter(f"{folder} tells its figures on its card alone; give --quality, --depth and --note again, or they are lost.")
     figures, thinking = (json.loads(file.read_text()) if file else kept.get(name, {}) for name, file in (("quality", quality), ("depth", depth)))
     note = note or kept.get("note", "")
     pipe.metadata["figures"] = {"quality": figures, "depth": thinking, "note": note}

@@ -155,6 +155,15 @@ class NeedsLowTimes(NeedsFour):
         return super().__call__(prompts, **settings)
 
 
+def test_the_efforts_know_the_depth_that_a_model_draws_with_by_itself() -> None:
+    pipe = NeedsTwoWhereCarried(1)
+    pipe.defaults = SamplingDefaults(guidance_scale=3.0, num_iterations=6)
+    matrix = measure_depth(pipe, count=1, num_steps=2, depths=(2, 8))["matrix"]
+    assert {row["num_iterations"] for row in matrix} == {1, 2, 4, 6, 8} and len(matrix) == 4 * 5
+    pipe.defaults = replace(pipe.defaults, num_iterations="auto")
+    assert {row["num_iterations"] for row in measure_depth(pipe, count=1, num_steps=2, depths=(2, 8))["matrix"]} == {1, 2, 4, 8}
+
+
 @pytest.mark.parametrize("shift", [None, 0.5])
 def test_an_exam_with_shifted_times_tells_so(shift: float | None) -> None:
     """None is the model's own, here no shift."""

@@ -71,3 +71,7 @@ def test_a_release_draws_by_what_was_measured_and_tells_it(run, tmp_path: Path) 
     again = IRISPipeline.from_pretrained(tmp_path / "released")
     assert again.defaults == dataclasses.replace(pipe.defaults, exit_threshold=0.31) and again.metadata["training"] == pipe.metadata["training"]
     assert [file.read_bytes() for file in sorted((tmp_path / "released").glob("*.safetensors"))] == shards
+    del again.metadata["figures"]  # a model released before they were kept
+    again.save_pretrained(tmp_path / "released")
+    with pytest.raises(typer.BadParameter, match="tells its figures on its card alone"):
+        release(tmp_path / "released", tmp_path / "released", None, thinking, None, None, None, "", "")

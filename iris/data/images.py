@@ -15,6 +15,7 @@ MAX_PIXELS = 50_000_000
 UPLOAD_PIXELS = 7_000_000  # for a shared server: what keeps the decoding of any format within 150 MB
 MAX_BYTES = 64 * 2**20
 MIN_SIDE = 8
+WHITE = (255, 255, 255)
 
 
 class ImageError(DataError):
@@ -25,7 +26,7 @@ class ImageError(DataError):
         self.reason = reason
 
 
-def open_image(source: bytes | str | Path | Image.Image, size: int, background: tuple[int, int, int] = (255, 255, 255),
+def open_image(source: bytes | str | Path | Image.Image, size: int, background: tuple[int, int, int] = WHITE,
                max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Any picture -> uint8 [size, size, 3]: turned as EXIF says, alpha composited on `background`, centre-cropped, resized.
 
@@ -78,15 +79,20 @@ def _to_pixels(image: Image.Image, size: int, background: tuple[int, int, int]) 
     image = _eight_bits(image)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    alpha = "A" in image.getbands() or "transparency" in image.info
-    if image.mode != (mode := "RGBA" if alpha else "RGB"):
+    if image.mode != (mode := "RGBA" if image.has_transparency_data else "RGB"):
         image = image.convert(mode)
     if (side, side) != image.size or side != size:
         # For RGBA this weighs colours by their opacity, so invisible ones do not bleed into the edges.
         image = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    if alpha:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
-    return np.array(image, np.uint8)
+    return np.array(opaque(image, background), np.uint8)
+
+
+def opaque(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """The picture in RGB; what is transparent lies on `background`."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -232,7 +232,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         pipe.defaults = replace(pipe.defaults, timestep_shift=timestep_shift)
     student = pipe.defaults.sampler == "consistency"
     num_steps = num_steps or (4 if student else 12)
-    steps, iterations = matrix or (STUDENT_GRID if student else GRID)
+    steps, iterations = matrix or _with_its_own(STUDENT_GRID if student else GRID, pipe.defaults.num_iterations)
     exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)
     look = DepthExam(pipe, 0, looks, data, seed, batch_size, guidance_scale) if looks and exam.specs and not exam.captions else exam
     by_iterations = [exam.take(Setting(num_steps, depth)) for depth in depths]
@@ -258,6 +258,12 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "automatic": {"threshold": threshold, "outcome": _plain(automatic), "share_of_fixed": automatic.passes / fixed.passes,
                       "equal": automatic.at_least(best) and automatic.looks_like(fixed)},
     } | ({"teacher": _plain(exam.take(Setting(32, 8), teacher))} if teacher else {})
+
+
+def _with_its_own(grid: Grid, depth: int | str) -> Grid:
+    """The grid with the model's own depth in it, or its efforts would pass over what it draws with by itself."""
+    steps, iterations = grid
+    return steps, iterations if depth == "auto" else tuple(sorted({*iterations, int(depth)}))
 
 
 def _automatic(exam: DepthExam, look: DepthExam, num_steps: int, best: Outcome, fixed: Outcome, carry_state: bool) -> tuple[float, Outcome]:
