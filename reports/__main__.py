@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_claims()
         notebooks = find_notebooks()
-        profile = override(load_profile(options.profile, notebooks), notebooks, options.parameter)
+        own = load_profile(options.profile, notebooks)
+        profile = override(own, notebooks, options.parameter)
         only = [choose(notebooks, word).number for word in options.only]
         for number in only:
             if number not in profile.settings:
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 outcomes.append(outcome)
                 if outcome.ran:
                     write_pages(everything, home / "site", profile.name)
-            assemble(profile, everything, home)
+            assemble(own, plan(own, notebooks, runs), home)
     except KeyboardInterrupt:
         say("stopped; the same command continues where it ended.")
         return 130
@@ -57,12 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def assemble(profile: Profile, tasks: Sequence[Task], home: Path) -> None:
-    """Results, REPORT.md with its figures, and the pages: from whatever of the profile has been run, now or before."""
-    results = collect(profile, tasks)
+    """Results, REPORT.md with its figures, and the pages: from whatever of the profile has been run, now, before, or elsewhere."""
+    results = collect(profile, tasks, read_results(home).get(profile.name))
     write_results(results, home)
     known = read_results(home)
     if next(iter(known)) == profile.name:  # the report shows the figures of the most serious profile
-        write_figures(tasks, home)
+        write_figures(tasks, results, home)
     write_text(home / "REPORT.md", report_markdown(known, {number: notebook.name for number, notebook in find_notebooks().items()}))
     write_index(results, judge(known), write_pages(tasks, home / "site", profile.name), tasks, home / "site")
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,9 +28,9 @@ from iris.runs import RunError, read_metrics, read_summary
 from reports.notebooks import ROOT, Notebook
 from reports.profiles import Profile
 
-# How long to run decides nothing about a step, so a run is continued with more of it; where it lies matters even less.
-FREE = ("minutes", "start_over", "run_folder")
-RUNS = "runs/"
+UNTOLD = ("start_over", "run_folder")  # parameters that decide nothing about what comes out
+CODE = ("iris", "notebooks", "demo/models", "reports/*.py", "reports/profiles")  # what decides a figure
+_RUN = re.compile(r"runs/(\d\d)(?:/|$)")  # a run of the same profile, wherever it lies; any other folder is what it says
 FINISHED, CONTINUE, CHANGED, NEW = "finished", "continue", "changed", "new"
 
 
@@ -66,14 +67,26 @@ class Task:
         record = self.record()
         if not record:
             return NEW
-        # A parameter that the notebook has gained since stood at its default.
-        gained = {name: _moved(value, self.folder.parent) for name, value in self.notebook.defaults().items()}
-        before = {"parameters": gained | record.get("parameters", {}), "models": record.get("models", {})}
-        now = {"parameters": dict(self.parameters), "models": self.models()}
-        if _fixed(before) != _fixed(now) or record.get("start_over"):
+        others = self.other_parameters()
+        if record.get("start_over") or self.other_models() or others.keys() - {"minutes"}:
             return CHANGED
-        same_time = before["parameters"].get("minutes") == now["parameters"].get("minutes")
-        return FINISHED if same_time and record.get("finished") and self.summary().get("notebook") == self.notebook.name else CONTINUE
+        # How long to run decides nothing about a step, so a run is continued with more of it.
+        return FINISHED if self.ended() and not others else CONTINUE
+
+    def ended(self) -> bool:
+        """Whether the last attempt came to the notebook's end, whatever it ran with."""
+        return bool(self.record().get("finished")) and self.summary().get("notebook") == self.notebook.name
+
+    def other_parameters(self) -> dict[str, Any]:
+        """What the last attempt ran with where this task says otherwise; a parameter that the notebook has gained since stood at its default."""
+        gained = {name: _moved(value, self.folder.parent) for name, value in self.notebook.defaults().items()}
+        before = gained | self.record().get("parameters", {})
+        return {name: value for name, value in before.items() if name not in UNTOLD and value != self.parameters.get(name)}
+
+    def other_models(self) -> list[str]:
+        """Parameters that name a folder whose model is not the one that the last attempt read there."""
+        before, now = self.record().get("models", {}), self.models()
+        return [name for name in {**before, **now} if before.get(name, "") != now.get(name, "")]
 
     def summary(self) -> dict[str, Any]:
         """The run's summary.json, or {}."""
@@ -88,21 +101,18 @@ class Task:
         return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else "" for name, file in manifests.items()}
 
     def _folders(self) -> list[str]:
-        return [name for name, default in self.notebook.defaults().items() if _is_run(default) and name != "run_folder"]
+        return [name for name, default in self.notebook.defaults().items() if _run_of(default) and name != "run_folder"]
 
 
-def _fixed(state: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = {name: value for name, value in state["parameters"].items() if name not in FREE}
-    return {"parameters": parameters, "models": state["models"]}
-
-
-def _is_run(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(RUNS)
+def _run_of(value: Any) -> str:
+    """The number of the notebook whose run the value names, as runs/04/pipeline does; "" for any other value."""
+    named = _RUN.match(value) if isinstance(value, str) else None
+    return named[1] if named else ""
 
 
 def _moved(value: Any, home: Path) -> Any:
-    """A folder runs/... of a notebook as it lies under `home`; any other value as it is."""
-    return str(home / value.removeprefix(RUNS)) if _is_run(value) else value
+    """A folder runs/NN... as it lies under `home`; any other value as it is."""
+    return str(home / value.removeprefix("runs/")) if _run_of(value) else value
 
 
 def plan(profile: Profile, notebooks: Mapping[str, Notebook], runs: Path) -> list[Task]:
@@ -112,7 +122,7 @@ def plan(profile: Profile, notebooks: Mapping[str, Notebook], runs: Path) -> lis
     for number, settings in profile.settings.items():
         notebook = notebooks[number]
         values = {**notebook.defaults(), **settings}
-        inputs = [value.removeprefix(RUNS).split("/")[0] for name, value in values.items() if _is_run(value) and name != "run_folder"]
+        inputs = [_run_of(value) for name, value in values.items() if _run_of(value) and name != "run_folder"]
         values = {name: _moved(value, home) for name, value in values.items()}
         tasks.append(Task(notebook, values, home / number, home / "notebooks" / f"{notebook.name}.ipynb", tuple(inputs)))
     return tasks
@@ -242,7 +252,7 @@ def code_version() -> str:
     if shutil.which("git") is None:
         return ""
     answer = [subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-              for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", "iris", "notebooks"))]
+              for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", *CODE))]
     return answer[0].stdout.strip() + ("+" if answer[1].stdout.strip() else "") if answer[0].returncode == 0 else ""
 
 

@@ -12,7 +12,7 @@ from reports.results import figure_name
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim beside what was measured: `profile` and `commit` say where it comes from; "" when nothing was measured."""
+    """A claim beside what was measured: `profile` promises it, `commit` says where the figure comes from, "" when nothing was measured."""
 
     claim: Claim
     value: float | None
@@ -30,15 +30,16 @@ class Judged:
 
 
 def judge(results: Mapping[str, Mapping[str, Any]], claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
-    """Each claim with its figure in every profile that promises it: a model that was trained by hand does not stand in for a recipe.
+    """Each claim in every profile that promises it, measured or not: a model that was trained by hand does not stand in for a recipe.
 
     What holds for every profile is measured by the most serious one; `results` come in that order.
     """
     judged = []
     for claim in claims:
-        found = [(profile, data["measured"][claim.key]) for profile, data in results.items() if claim.key in data["measured"]]
-        rows = [Judged(claim, measured["value"], profile, measured["commit"]) for profile, measured in (found if claim.profiles else found[:1])]
-        judged += rows or [Judged(claim, None, "", "")]
+        found = {profile: data["measured"][claim.key] for profile, data in results.items() if claim.key in data["measured"]}
+        for profile in claim.profiles or list(found)[:1] or [""]:
+            answer = found.get(profile, {"value": None, "commit": ""})
+            judged.append(Judged(claim, answer["value"], profile, answer["commit"]))
     return judged
 
 

@@ -319,7 +319,7 @@ def test_results_pages_and_report_from_runs(small, kernel, tmp_path):
     assert results["figures"]["01"] == ["1_loss"] and str(tmp_path) not in json.dumps(results)
     write_results(results, tmp_path)
     assert read_results(tmp_path) == {"small": json.loads(json.dumps(results))}
-    assert write_figures(tasks, tmp_path) == 1
+    assert write_figures(tasks, results, tmp_path) == 1
     small_copy = tmp_path / "figures" / "01-1_loss.png"
     assert Image.open(small_copy).width == 1000 and small_copy.stat().st_size < (tasks[0].folder / "figures" / "1_loss.png").stat().st_size
     text = report_markdown({"small": results}, {})
@@ -337,6 +337,81 @@ def test_an_unfinished_profile_has_no_total_and_an_old_figure_is_not_reported(sm
     results = collect(profile, plan(profile, notebooks, tmp_path))
     assert results["totals"] == {} and "10" not in results["figures"]
     assert results["notebooks"]["10"]["status"] == "failed or stopped"
+
+
+def rows_of(small, runs: Path, before: dict | None = None) -> dict:
+    notebooks, profile = small
+    return collect(profile, plan(profile, notebooks, runs), before)
+
+
+def test_only_what_ran_as_the_profile_says_answers_for_it(small, kernel, tmp_path):
+    """Other parameters, more time, a model trained anew upstream, and what was built on any of these: told in the row, judged by no claim."""
+    go(small, tmp_path)
+    go(small, tmp_path, n01={"steps": 6, "init": "/home/me/first"})
+    told = {number: row["status"] for number, row in rows_of(small, tmp_path)["notebooks"].items()}
+    assert told == {"01": "finished, but with steps = 6, init = …/first", "02": "finished, but on notebook 01, which ran otherwise", "10": "finished"}
+    results = rows_of(small, tmp_path)
+    assert results["totals"] == {} and set(results["readings"]) == {"01", "02", "10"}
+    go(small, tmp_path)  # as the profile says again, and then the first alone anew with another result
+    first = plan(small[1], small[0], tmp_path)[0]
+    assert {row["status"] for row in rows_of(small, tmp_path)["notebooks"].values()} == {"finished"}
+    (first.folder / "pipeline" / "manifest.json").write_text("another")
+    assert rows_of(small, tmp_path)["notebooks"]["02"]["status"] == "finished, but what it builds on has changed since"
+    go(small, tmp_path, n02={"minutes": 3.0})
+    assert rows_of(small, tmp_path)["notebooks"]["02"]["status"] == "finished, but with minutes = 3.0"
+
+
+def test_a_claim_is_measured_by_the_profiles_own_run_alone(small, kernel, tmp_path, monkeypatch):
+    claim = Claim("seen", "Steps seen", "workbench", "equals", 5, "02", "step")
+    monkeypatch.setattr("reports.results.CLAIMS", (claim,))
+    go(small, tmp_path)
+    assert rows_of(small, tmp_path)["measured"]["seen"]["value"] == 5
+    go(small, tmp_path, n02={"steps": 9})
+    assert rows_of(small, tmp_path)["measured"] == {}
+
+
+def test_what_was_run_elsewhere_is_kept_until_it_is_run_here(small, kernel, tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.results.CLAIMS", (Claim("seen", "Steps seen", "workbench", "equals", 5, "02", "step"),))
+    notebooks, profile = small
+    home, away, here = tmp_path / "reports", tmp_path / "away", tmp_path / "here"
+    go(small, away)
+    before = plan(profile, notebooks, away)
+    for task in before:
+        (task.folder / "figures").mkdir()
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(task.folder / "figures" / "1_curve.png")
+    results = rows_of(small, away)
+    write_figures(before, results, home)
+    (home / "figures" / "10-9_old.png").write_bytes(b"what no result names")
+    list(run_tasks(plan(profile, notebooks, here)[2:], False, lambda line: None))  # the last notebook alone, on another machine, without a figure
+    merged = rows_of(small, here, results)
+    assert [row["status"] for row in merged["notebooks"].values()] == ["finished"] * 3 and merged["measured"] == results["measured"]
+    assert merged["totals"]["hours"] >= 0 and merged["figures"] == {"01": ["1_curve"], "02": ["1_curve"], "10": []}
+    write_figures(plan(profile, notebooks, here), merged, home)
+    assert {path.name for path in (home / "figures").iterdir()} == {"01-1_curve.png", "02-1_curve.png"}
+    list(run_tasks(plan(Profile("small", profile.about, {"01": {"steps": 6}}), notebooks, here), False, lambda line: None))
+    fresh = rows_of(small, here, results)  # 02 was measured on another 01 than the one that lies here now
+    assert [row["status"] for row in fresh["notebooks"].values()] == ["finished, but with steps = 6", "not run", "finished"] and fresh["measured"] == {}
+
+
+def test_the_time_of_a_lost_session_counts(small, kernel, tmp_path):
+    """A mirror brings back the run with its minutes, not the record beside the executed notebook."""
+    go(small, tmp_path)
+    task = plan(small[1], small[0], tmp_path)[0]
+    summary = json.loads((task.folder / "summary.json").read_text())
+    (task.folder / "summary.json").write_text(json.dumps({**summary, "minutes": 30.0}))
+    assert rows_of(small, tmp_path)["notebooks"]["01"]["seconds"] == 1800.0
+
+
+def test_a_folder_in_runs_that_is_no_notebooks_is_what_it_says(small, tmp_path):
+    notebooks, profile = small
+    second = plan(Profile("small", profile.about, {"02": {"init": "runs/cpu/03/pipeline"}}), notebooks, tmp_path)[0]
+    assert second.parameters["init"] == "runs/cpu/03/pipeline" and second.inputs == ()
+
+
+def test_a_promise_that_a_profile_never_measured_is_a_row_of_its_own():
+    claim = Claim("a", "Alpha", "workbench", "at least", 30, "01", "a", profiles=("cpu", "release"))
+    judged = judge({"cpu": {"measured": {"a": {"value": 31.0, "commit": "abc"}}}}, (claim,))
+    assert [(item.profile, item.verdict, item.measured) for item in judged] == [("cpu", HOLDS, "31.00"), ("release", NOT_MEASURED, NOT_MEASURED)]
 
 
 def test_a_page_has_neither_code_nor_progress_bars(tmp_path):
