@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from iris.evaluation.reading import machine
-from reports.notebooks import ROOT
+from reports.notebooks import ROOT, ReportError
 from reports.results import write_text
 
 TESTS = ROOT / "tests"
@@ -108,11 +108,13 @@ def find_tests(names: Sequence[str]) -> list[str]:
 
 
 def run_tests(nodes: Sequence[str], soak: bool) -> dict[str, Outcome]:
-    """Run them in one pytest; test function -> outcome over its parameters."""
+    """Run them in one pytest; test function -> outcome over its parameters. ReportError when pytest could not run them all."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.xml"
         command = [sys.executable, "-m", "pytest", *nodes, *(["--soak"] if soak else []), f"--junitxml={result}", "-o", "junit_family=xunit1", "-p", "no:cacheprovider"]
-        subprocess.run(command, cwd=ROOT, check=False)
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if code > 1 or not result.is_file():  # 1: tests failed. More: stopped, a file that cannot be imported, nothing found
+            raise ReportError(f"pytest ended with {code} before all tests were run; nothing was written.")
         return read_results(result)
 
 
@@ -153,7 +155,7 @@ def markdown(outcomes: Mapping[str, Outcome], commit: str) -> str:
              "A try is what a test counts as one: a kill, a damaged file, a call, a visitor's request. A failure is a test that failed. Times are told and never "
              "asserted: compare figure and target. The short form makes fewer tries than the target names; `make test` runs it.", "",
              f"Written at commit {commit} on {machine()}. {len(ran)} of {len(ROWS)} rows run, {sum(outcome.tests for outcome in ran)} tests, "
-             f"{sum(outcome.tries for outcome in ran):,} tries, {failed} failed.", "",
+             f"{sum(outcome.tries for outcome in ran):,} tries, {failed} failed; a test of two rows counts in both.", "",
              "| N | fault or input | target | tries | failures | figure | run |", "|---|---|---|---|---|---|---|"]
     for number, row in enumerate(ROWS, 1):
         lines.append("| " + " | ".join([f"{number} {row.area}", row.fault, row.target, *_cells(outcomes.get(row.fault))]) + " |")
@@ -182,7 +184,7 @@ def choose(words: Sequence[str]) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when nothing failed."""
+    """0 when nothing failed, 1 when a test did, 2 when the tests could not be run."""
     parser = argparse.ArgumentParser(prog="python -m reports.reliability", description="Run the tests of reliability and write RELIABILITY.md.")
     parser.add_argument("--short", action="store_true", help="as few tries as in make test")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="numbers of rows, or areas: Training, Artefacts, Data, Entries, Server")
@@ -192,7 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error(f"--only is {' '.join(options.only)}; use numbers from 1 to {len(ROWS)} or {', '.join(dict.fromkeys(row.area for row in ROWS))}.")
     date = f"{datetime.date.today():%Y-%m-%d}"
-    tests = run_tests(list(dict.fromkeys(node for row in chosen for node in find_tests(row.tests))), not options.short)
+    try:
+        tests = run_tests(list(dict.fromkeys(node for row in chosen for node in find_tests(row.tests))), not options.short)
+    except ReportError as error:
+        print(f"reliability: {error}", file=sys.stderr)
+        return 2
     outcomes = recall(options.out / "reliability.json")
     for row in chosen:
         outcomes[row.fault] = join([tests[name] for name in row.tests if name in tests])

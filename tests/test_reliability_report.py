@@ -41,6 +41,19 @@ def test_what_the_tests_told_is_counted_and_failures_are_shown(tmp_path: Path, m
     assert "1. `tests/test_x.py::test_a`\n2. none here" in page
 
 
+@pytest.mark.parametrize("source", ["import no_such_module\n", "def test_a(:\n", "def test_b(): pass\n"])
+def test_tests_that_cannot_run_are_no_result_and_erase_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, source: str) -> None:
+    """A file that cannot be imported or read, a test that is gone: status 2, and what was known stays."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_x.py").write_text(f"{source}def test_a(): pass\n" if "test_b" not in source else source)
+    (tmp_path / "reliability.json").write_text("{}")
+    monkeypatch.setattr(reliability, "find_tests", lambda names: ["tests/test_x.py::test_a"])
+    monkeypatch.setattr(reliability, "ROOT", tmp_path)
+    assert main(["--short", "--only", "1", "--out", str(tmp_path)]) == 2
+    assert "nothing was written" in capfd.readouterr().err
+    assert (tmp_path / "reliability.json").read_text() == "{}" and not (tmp_path / "RELIABILITY.md").exists()
+
+
 def test_rows_are_chosen_by_number_and_area_and_the_others_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose([]) == list(ROWS) and choose(["2"]) == [ROWS[1]] and {row.area for row in choose(["Data"])} == {"Data"}
     with pytest.raises(SystemExit):

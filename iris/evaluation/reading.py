@@ -33,6 +33,11 @@ USUAL_MODEL = "runs/04/pipeline"  # what the notebooks that measure take when no
 # --- the run's own record ------------------------------------------------------------------------------------------
 
 
+def listed(value: Sequence[Any] | str) -> list[Any]:
+    """A list parameter of a notebook; the one word that `papermill -p` gives for it is a list of one, not of its letters."""
+    return [value] if isinstance(value, str) and value else list(value)
+
+
 def machine() -> str:
     """The computer in a few words, e.g. "Tesla T4, 2 CPU cores, Python 3.11, torch 2.13.0"."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
