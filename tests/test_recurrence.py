@@ -58,16 +58,27 @@ def test_gradients_are_those_of_the_recurrence(shape: tuple[int, ...], dim: int)
     assert torch.autograd.gradcheck(lambda decay, inflow: linear_scan(decay, inflow, dim), (a, b))
 
 
-@pytest.mark.parametrize(("dim", "ways"), [(2, 0), (0, 1), (1, 2)])
-def test_two_ways_are_a_scan_and_the_scan_of_the_flipped_axis(dim: int, ways: int) -> None:
-    shape = [2 if axis == ways else length for axis, length in enumerate((3, 4, 5))]
-    a, b = (part.requires_grad_() for part in inputs(*shape))
-    (there, back), (b_there, b_back) = a.unbind(ways), b.unbind(ways)
-    inner = dim - (ways < dim)
+@pytest.mark.parametrize("laid_out", ["contiguous", "a part of something", "transposed"])
+@pytest.mark.parametrize(("dim", "ways"), [(2, 0), (1, 0), (2, 1), (3, 1)])
+def test_two_ways_are_a_scan_and_the_scan_of_the_flipped_axis(dim: int, ways: int, laid_out: str) -> None:
+    shape = [2 if axis == ways else length for axis, length in enumerate((3, 4, 5, 3))]
+    a, b = inputs(*shape)
+    if laid_out == "a part of something":
+        a, b = (torch.cat([part, part], -1)[..., shape[-1]:] for part in (a, b))
+    if laid_out == "transposed":
+        a, b = (part.transpose(0, 3).contiguous().transpose(0, 3) for part in (a, b))
+    a, b = a.requires_grad_(), b.requires_grad_()
+    (there, back), (b_there, b_back), inner = a.unbind(ways), b.unbind(ways), dim - 1
     expected = torch.stack([slow_scan(there, b_there, inner), slow_scan(back.flip(inner), b_back.flip(inner), inner).flip(inner)], ways)
     torch.testing.assert_close(linear_scan(a, b, dim, ways), expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(_traced_scan(a, b, dim, ways), expected, atol=1e-12, rtol=0)
     assert torch.autograd.gradcheck(lambda decay, inflow: linear_scan(decay, inflow, dim, ways), (a, b))
+
+
+@pytest.mark.parametrize(("dim", "ways"), [(0, 1), (1, 1), (1, -2)])
+def test_the_axis_of_the_ways_comes_first(dim: int, ways: int) -> None:
+    with pytest.raises(ValueError, match="comes before"):
+        linear_scan(*inputs(2, 2), dim, ways)
 
 
 def test_the_result_is_the_same_with_and_without_a_graph() -> None:

@@ -41,6 +41,15 @@ def test_known_durations_come_out_in_units_of_the_matrix_product() -> None:
     assert found["over_short"]["long"]["value"] == 5.0 and "short" not in found["over_short"]
 
 
+def test_no_call_has_the_same_one_before_it_in_every_round() -> None:
+    """What ran before decides what the caches hold; in a fixed order the call after the matrix product would always start cold."""
+    called: list[str] = []
+    speed.interleave({name: lambda name=name: called.append(name) for name in "abc"}, 40)
+    assert all(sorted(called[start: start + 3]) == ["a", "b", "c"] for start in range(0, len(called), 3)) and len(called) == 3 * 41
+    pairs = {(before, after) for before, after in zip(called, called[1:], strict=False) if before != after}
+    assert pairs == {(before, after) for before in "abc" for after in "abc" if before != after}
+
+
 def test_a_ratio_does_not_mix_rounds() -> None:
     rounds = speed.Rounds({"a": [1.0, 10.0, 100.0], "b": [2.0, 20.0, 200.0], speed.EQ: [1.0, 1.0, 1.0]})
     assert rounds.ratio("a", "b") == speed.Spread(0.5, (0.5, 0.5))

@@ -1,4 +1,4 @@
-"""How fast: every call beside the same matrix product, again and again in turn, so that a noisy machine disturbs all alike.
+"""How fast: every call beside the same matrix product, again and again in a random order, so that a noisy machine disturbs all alike.
 
 1 eq is the time of one product of two 1024 x 1024 fp32 matrices in the same round (2.147 GFLOP: the machine's ceiling). A
 figure is the median over rounds with its quartiles; a ratio is taken round by round. Weights are random: speed does not
@@ -8,6 +8,7 @@ depend on them. Text is read beforehand (states stand for it), guidance is off, 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,16 +81,21 @@ class Rounds:
 
 
 def interleave(calls: Calls, repeats: int, clock: Callable[[], float] = time.perf_counter) -> Rounds:
-    """Every call and one matrix product in turn, `repeats` rounds after one that warms up."""
+    """Every call and one matrix product once a round, `repeats` rounds after one that warms up.
+
+    Each round has an order of its own: in a fixed one the same call always finds the caches full of the matrix product.
+    """
     if repeats < 1:
         raise SpeedError(f"repeats is {repeats}; use 1 or more.")
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
     every = {**calls, EQ: lambda: left @ right}
     seconds: dict[str, list[float]] = {name: [] for name in every}
+    order, shuffle = list(every), random.Random(0).shuffle
     for turn in range(repeats + 1):
-        for name, call in every.items():
+        shuffle(order)
+        for name in order:
             started = clock()
-            call()
+            every[name]()
             if turn:
                 seconds[name].append(clock() - started)
     return Rounds(seconds)

@@ -59,7 +59,7 @@ class GRFM(nn.Module):
     def forward(self, x: Tensor, record: bool = False) -> tuple[Tensor, MixerMaps | None]:
         gate, spatial_gate, (fourier, recurrent, spatial), zeroed = self.paths(x, record)
         share = self.alpha.to(x.dtype) * spatial_gate
-        mixed = torch.addcmul(torch.lerp(recurrent, fourier, gate.to(recurrent.dtype)), share, spatial)
+        mixed = torch.lerp(recurrent, fourier, gate.to(recurrent.dtype)).addcmul_(share, spatial)
         maps = None
         if record:
             norms = [term.flatten(3).norm(dim=-1) for term in (gate * fourier, (1 - gate) * recurrent, share * spatial)]

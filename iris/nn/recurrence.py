@@ -9,6 +9,7 @@ axis of the grid: all rows (or columns) advance together, and the sequential len
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +19,32 @@ from torch.nn import functional as F
 MEMORY = (0.7, 16.0)
 
 
-def _run(a: Tensor, b: Tensor, states: Tensor, dim: int, backwards: bool = False, lag: int = 0) -> None:
-    """h_t = a_t h_{t-1} + b_t into `states`; `backwards` starts at the last token. With `lag` 1, a_{t-1} (its order) stands for a_t."""
-    slices = list(zip(a.unbind(dim), b.unbind(dim), states.unbind(dim), strict=True))
-    if backwards:
-        slices.reverse()
-    previous = slices[0][2].copy_(slices[0][1])
-    for step in range(1, len(slices)):
-        previous = torch.addcmul(slices[step][1], slices[step - lag][0], previous, out=slices[step][2])
+def _turns(x: Tensor, dim: int, ways: int | None) -> Sequence[Tensor]:
+    """What turn t of the scan sees of contiguous `x`: token t along `dim`, and of the second way the token t before the last.
+
+    Both ways in one view: their distance in memory shrinks by two tokens from turn to turn.
+    """
+    if ways is None:
+        return x.unbind(dim)
+    shape, strides, token = list(x.shape), list(x.stride()), x.stride(dim)
+    length, way = shape.pop(dim), strides[ways]
+    del strides[dim]
+    turns = []
+    for turn in range(length):
+        strides[ways] = way + (length - 1 - 2 * turn) * token
+        turns.append(x.as_strided(shape, strides, x.storage_offset() + turn * token))
+    return turns
 
 
 def _scan(a: Tensor, b: Tensor, dim: int, ways: int | None, adjoint: bool = False) -> Tensor:
     """The scan, or its adjoint g_t = b_t + a_{t+1} g_{t+1}: the same loop from the other end."""
     states = torch.empty_like(b)
-    if ways is None:
-        _run(a, b, states, dim, adjoint, int(adjoint))
-    else:
-        for way, parts in enumerate(zip(a.unbind(ways), b.unbind(ways), states.unbind(ways), strict=True)):
-            _run(*parts, dim - (ways < dim), bool(way) != adjoint, int(adjoint))
+    decays, inflows, out = (_turns(part, dim, ways)[::-1 if adjoint else 1] for part in (a, b, states))
+    if adjoint:
+        decays = (decays[0], *decays[:-1])
+    previous = out[0].copy_(inflows[0])
+    for decay, inflow, state in zip(decays[1:], inflows[1:], out[1:], strict=True):
+        previous = torch.addcmul(inflow, decay, previous, out=state)
     return states
 
 
@@ -53,11 +62,11 @@ class _LinearScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         a, states = ctx.saved_tensors
-        grad_b = _scan(a, gradient, ctx.dim, ctx.ways, adjoint=True)
+        grad_b = _scan(a, gradient.contiguous(), ctx.dim, ctx.ways, adjoint=True)
         grad_a = torch.empty_like(grad_b)
         length = a.shape[ctx.dim]
         parts = [(grad_b, states, grad_a)] if ctx.ways is None else zip(*(part.unbind(ctx.ways) for part in (grad_b, states, grad_a)), strict=True)
-        dim = ctx.dim - (ctx.ways is not None and ctx.ways < ctx.dim)
+        dim = ctx.dim - (ctx.ways is not None)
         for way, (g, h, out) in enumerate(parts):   # h_{t-1} lies one to the left, or to the right where the scan runs backwards
             here, before = (0, 1) if way else (1, 0)
             torch.mul(g.narrow(dim, here, length - 1), h.narrow(dim, before, length - 1), out=out.narrow(dim, here, length - 1))
@@ -68,22 +77,24 @@ class _LinearScan(torch.autograd.Function):
 def linear_scan(a: Tensor, b: Tensor, dim: int, ways: int | None = None) -> Tensor:
     """h_t = a_t * h_{t-1} + b_t along `dim`, h before the first is 0. `a` and `b` share shape and dtype.
 
-    `ways` names an axis of length 2 whose second half is scanned from the end to the start. The Python loop has as many
-    turns as `dim` is long (the side of a grid) and each turn advances every other axis.
+    `ways` names an axis of length 2, before `dim`, whose second half is scanned from the end to the start. The Python loop
+    has as many turns as `dim` is long (the side of a grid) and each turn advances every other axis.
     """
+    if ways is not None and not 0 <= ways < dim:
+        raise ValueError(f"ways is {ways} and dim is {dim}; the axis of the two ways comes before the scanned one.")
     if torch.compiler.is_compiling():  # a compiler fuses the turns, and an exporter cannot write into slices
         return _traced_scan(a, b, dim, ways)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return _LinearScan.apply(a, b, dim, ways)
-    return _scan(a, b, dim, ways)
+        return _LinearScan.apply(a.contiguous(), b.contiguous(), dim, ways)
+    return _scan(a.contiguous(), b.contiguous(), dim, ways)
 
 
 def _traced_scan(a: Tensor, b: Tensor, dim: int, ways: int | None) -> Tensor:
     """The same without writing into slices, which a graph for export cannot express well."""
     if ways is not None:
         (there, back), (b_there, b_back) = a.unbind(ways), b.unbind(ways)
-        inner = dim - (ways < dim)
-        return torch.stack([_traced_scan(there, b_there, inner, None), _traced_scan(back.flip(inner), b_back.flip(inner), inner, None).flip(inner)], ways)
+        back, b_back = back.flip(dim - 1), b_back.flip(dim - 1)
+        return torch.stack([_traced_scan(there, b_there, dim - 1, None), _traced_scan(back, b_back, dim - 1, None).flip(dim - 1)], ways)
     states: list[Tensor] = []
     for decay, inflow in zip(a.unbind(dim), b.unbind(dim), strict=True):
         states.append(inflow + decay * states[-1] if states else inflow)

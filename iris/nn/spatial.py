@@ -31,8 +31,7 @@ class ManhattanDecay(nn.Module):
         position = torch.arange(length, device=self.logit.device)
         distance = (position[:, None] - position[None]).abs()
         logit = self.logit.to(torch.promote_types(self.logit.dtype, torch.float32))
-        weights = torch.exp(distance * nn.functional.logsigmoid(logit)[:, None, None])
-        return weights / weights.sum(-1, keepdim=True)
+        return (distance * nn.functional.logsigmoid(logit)[:, None, None]).softmax(-1)  # powers of gamma over their sum
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
