@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_no_call_has_the_same_one_before_it_in_every_round() -> None:
     called: list[str] = []
     speed.interleave({name: lambda name=name: called.append(name) for name in "abc"}, 40)
     assert all(sorted(called[start: start + 3]) == ["a", "b", "c"] for start in range(0, len(called), 3)) and len(called) == 3 * 41
-    pairs = {(before, after) for before, after in zip(called, called[1:], strict=False) if before != after}
+    pairs = {(before, after) for before, after in pairwise(called) if before != after}
     assert pairs == {(before, after) for before in "abc" for after in "abc" if before != after}
 
 
