@@ -75,6 +75,16 @@ def test_two_ways_are_a_scan_and_the_scan_of_the_flipped_axis(dim: int, ways: in
     assert torch.autograd.gradcheck(lambda decay, inflow: linear_scan(decay, inflow, dim, ways), (a, b))
 
 
+def test_states_take_the_memory_of_the_inflow_only_where_told_to_and_no_gradient_is_asked_for() -> None:
+    a, b = inputs(2, 4, 3)
+    expected, before = linear_scan(a, b, 1, 0), b.clone()
+    assert torch.equal(b, before)
+    states = linear_scan(a, b, 1, 0, overwrite=True)
+    assert torch.equal(states, expected) and states.data_ptr() == b.data_ptr()
+    b = before.clone().requires_grad_()
+    assert torch.equal(linear_scan(a, b, 1, 0, overwrite=True), expected) and torch.equal(b, before)
+
+
 @pytest.mark.parametrize(("dim", "ways"), [(0, 1), (1, 1), (1, -2)])
 def test_the_axis_of_the_ways_comes_first(dim: int, ways: int) -> None:
     with pytest.raises(ValueError, match="comes before"):

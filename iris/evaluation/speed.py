@@ -144,8 +144,8 @@ class _Bench:
                            **{peer.name: parameter_count(peer.module) for peer in self.peers},
                            **({"taesd decoder": parameter_count(self.taesd.decoder)} if self.taesd else {})}
 
-    def _rounds(self, calls: Calls, *references: str, fewer: int = 1) -> dict[str, Any]:
-        return interleave(calls, max(1, self.repeats // fewer), self.clock).to_dict(*references)
+    def _rounds(self, calls: Calls, *references: str, more: int = 1, fewer: int = 1) -> dict[str, Any]:
+        return interleave(calls, max(1, more * self.repeats // fewer), self.clock).to_dict(*references)
 
     def _velocity(self, generator: Any, depth: int) -> GuidedVelocity:
         with torch.inference_mode():
@@ -200,10 +200,13 @@ class _Bench:
 
     @torch.inference_mode()
     def mixer(self) -> dict[str, Any]:
-        """One GRFM layer over one self-attention layer of the same width (which has more weights and products)."""
+        """One GRFM layer over one self-attention layer of the same width (which has more weights and products).
+
+        A layer takes milliseconds, and two threads meet a dozen times in one and sixty times in the other: hence many rounds.
+        """
         g = self.config.generator
         grfm, attention = GRFM(g).eval(), GlobalAttention(g.dim, g.dim, g.head_dim).eval()
-        return {str(side * side): self._rounds({"grfm": lambda x=x: grfm(x), "attention": lambda x=x: attention(x)}, "attention", fewer=2**step)
+        return {str(side * side): self._rounds({"grfm": lambda x=x: grfm(x), "attention": lambda x=x: attention(x)}, "attention", more=16, fewer=2**step)
                 for step, side in enumerate(SIDES) for x in (torch.randn(1, side, side, g.dim),)}
 
     def training(self) -> dict[str, Any]:

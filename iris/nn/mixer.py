@@ -59,7 +59,9 @@ class GRFM(nn.Module):
     def forward(self, x: Tensor, record: bool = False) -> tuple[Tensor, MixerMaps | None]:
         gate, spatial_gate, (fourier, recurrent, spatial), zeroed = self.paths(x, record)
         share = self.alpha.to(x.dtype) * spatial_gate
-        mixed = torch.lerp(recurrent, fourier, gate.to(recurrent.dtype)).addcmul_(share, spatial)
+        # A gradient needs the recurrent path as it was; without one nothing fresh is asked for.
+        lerp = torch.lerp if torch.is_grad_enabled() or record else Tensor.lerp_
+        mixed = lerp(recurrent, fourier, gate.to(recurrent.dtype)).addcmul_(share, spatial)
         maps = None
         if record:
             norms = [term.flatten(3).norm(dim=-1) for term in (gate * fourier, (1 - gate) * recurrent, share * spatial)]

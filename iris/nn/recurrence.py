@@ -36,9 +36,8 @@ def _turns(x: Tensor, dim: int, ways: int | None) -> Sequence[Tensor]:
     return turns
 
 
-def _scan(a: Tensor, b: Tensor, dim: int, ways: int | None, adjoint: bool = False) -> Tensor:
-    """The scan, or its adjoint g_t = b_t + a_{t+1} g_{t+1}: the same loop from the other end."""
-    states = torch.empty_like(b)
+def _scan(a: Tensor, b: Tensor, dim: int, ways: int | None, states: Tensor, adjoint: bool = False) -> Tensor:
+    """The scan into `states`, which may be `b`, or its adjoint g_t = b_t + a_{t+1} g_{t+1}: the same loop from the other end."""
     decays, inflows, out = (_turns(part, dim, ways)[::-1 if adjoint else 1] for part in (a, b, states))
     if adjoint:
         decays = (decays[0], *decays[:-1])
@@ -53,7 +52,7 @@ class _LinearScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, dim: int, ways: int | None) -> Tensor:
-        states = _scan(a, b, dim, ways)
+        states = _scan(a, b, dim, ways, torch.empty_like(b))
         ctx.save_for_backward(a, states)
         ctx.dim, ctx.ways = dim, ways
         return states
@@ -62,7 +61,7 @@ class _LinearScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         a, states = ctx.saved_tensors
-        grad_b = _scan(a, gradient.contiguous(), ctx.dim, ctx.ways, adjoint=True)
+        grad_b = _scan(a, gradient.contiguous(), ctx.dim, ctx.ways, torch.empty_like(a), adjoint=True)
         grad_a = torch.empty_like(grad_b)
         length = a.shape[ctx.dim]
         parts = [(grad_b, states, grad_a)] if ctx.ways is None else zip(*(part.unbind(ctx.ways) for part in (grad_b, states, grad_a)), strict=True)
@@ -74,11 +73,12 @@ class _LinearScan(torch.autograd.Function):
         return grad_a, grad_b, None, None
 
 
-def linear_scan(a: Tensor, b: Tensor, dim: int, ways: int | None = None) -> Tensor:
+def linear_scan(a: Tensor, b: Tensor, dim: int, ways: int | None = None, overwrite: bool = False) -> Tensor:
     """h_t = a_t * h_{t-1} + b_t along `dim`, h before the first is 0. `a` and `b` share shape and dtype.
 
     `ways` names an axis of length 2, before `dim`, whose second half is scanned from the end to the start. The Python loop
-    has as many turns as `dim` is long (the side of a grid) and each turn advances every other axis.
+    has as many turns as `dim` is long (the side of a grid) and each turn advances every other axis. `overwrite` lets the
+    states take the memory of `b` where no gradient is asked for.
     """
     if ways is not None and not 0 <= ways < dim:
         raise ValueError(f"ways is {ways} and dim is {dim}; the axis of the two ways comes before the scanned one.")
@@ -86,7 +86,8 @@ def linear_scan(a: Tensor, b: Tensor, dim: int, ways: int | None = None) -> Tens
         return _traced_scan(a, b, dim, ways)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         return _LinearScan.apply(a.contiguous(), b.contiguous(), dim, ways)
-    return _scan(a.contiguous(), b.contiguous(), dim, ways)
+    b = b.contiguous()
+    return _scan(a.contiguous(), b, dim, ways, b if overwrite else torch.empty_like(b))
 
 
 def _traced_scan(a: Tensor, b: Tensor, dim: int, ways: int | None) -> Tensor:
@@ -101,10 +102,10 @@ def _traced_scan(a: Tensor, b: Tensor, dim: int, ways: int | None) -> Tensor:
     return torch.stack(states, dim)
 
 
-def _decay_and_scale(log_decay: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
-    """a_t and sqrt(1 - a_t^2) from ln a_t, whose memory they take; 1 for the tokens at `edges`."""
+def _decay_and_scale(log_decay: Tensor, shape: tuple[int, ...], edges: tuple, free: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """a_t and sqrt(1 - a_t^2) from ln a_t, in its memory and in the `free` one; 1 for the tokens at `edges`."""
     grown = log_decay.expm1_()   # a - 1, exact where a is near 1
-    decay = grown + 1
+    decay = torch.add(grown, 1, out=free)
     scale = grown.addcmul_(grown, decay).neg_().add_(1e-8).sqrt_()   # 1 - a^2 = -(a - 1)(a + 1)
     for edge in edges:
         scale.view(shape)[edge] = 1.0
@@ -112,9 +113,10 @@ def _decay_and_scale(log_decay: Tensor, shape: tuple[int, ...], edges: tuple) ->
 
 
 def _open(recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
-    """What `_Gates` computes, in the memory of its first two arguments: fresh pages cost more than the arithmetic (reports/LOG.md, 2026-11-27)."""
-    decay, scale = _decay_and_scale(recurrence.sigmoid_().mul_(rate), shape, edges)
-    return decay, inflow.sigmoid_().mul_(x).mul_(scale)
+    """What `_Gates` computes, in the memory of its first three arguments: fresh pages cost more than the arithmetic (reports/LOG.md, 2026-11-27)."""
+    entering = inflow.sigmoid_().mul_(x)
+    decay, scale = _decay_and_scale(recurrence.sigmoid_().mul_(rate), shape, edges, free=x)
+    return decay, entering.mul_(scale)
 
 
 def _traced_gates(recurrence: Tensor, inflow: Tensor, x: Tensor, rate: Tensor, shape: tuple[int, ...], edges: tuple) -> tuple[Tensor, Tensor]:
@@ -189,12 +191,12 @@ class GatedLinearRecurrence(nn.Module):
             if height == width:
                 rows, columns = self._scan_lines(torch.stack([rows, columns]), 0)
             else:
-                rows, columns = (self._scan_lines(lines[None].contiguous(), axis)[0] for axis, lines in enumerate((rows, columns)))
+                rows, columns = (self._scan_lines(torch.stack([lines]), axis)[0] for axis, lines in enumerate((rows, columns)))
             states = torch.stack([rows.permute(2, 4, 3, 0, 1, 5), columns.permute(2, 3, 4, 0, 1, 5)], dim=3)
             return states.reshape(x.shape).to(x.dtype)
 
     def _scan_lines(self, lines: Tensor, first_axis: int) -> Tensor:
-        """Gates and scan of `lines` [axes, way, block, B, time, line, c], from axis `first_axis` on."""
+        """Gates and scan of `lines` [axes, way, block, B, time, line, c], from axis `first_axis` on; their memory is spent."""
         blocks = slice(first_axis * self.blocks // 2, first_axis * self.blocks // 2 + len(lines) * self.blocks // 2)
         x = lines.flatten(3, 5).flatten(0, 2)  # [blocks, n, c]
         weights, biases = self.gate_weight[blocks].to(x.dtype).chunk(2, dim=-1), self.gate_bias[blocks].to(x.dtype).chunk(2, dim=-1)
@@ -207,4 +209,4 @@ class GatedLinearRecurrence(nn.Module):
             decay, inflow = _traced_gates(*gated)
         else:
             decay, inflow = _Gates.apply(*gated) if torch.is_grad_enabled() else _open(*gated)
-        return linear_scan(decay.view(lines.shape), inflow.view(lines.shape), dim=4, ways=1)
+        return linear_scan(decay.view(lines.shape), inflow.view(lines.shape), dim=4, ways=1, overwrite=True)
