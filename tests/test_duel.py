@@ -66,16 +66,19 @@ def test_a_duel_from_its_timing_to_its_table_and_the_same_command_trains_nothing
     arguments = ["--preset", "nano", "--minutes", "0.01", "--only", "grfm", "unrolled", "--limit", "32", "--batch-size", "8", "--scenes", "2", "--samples", "0",
                  "--rounds", "1", "--image-size", "64", "--autoencoder", str(model), "--run", str(tmp_path / "runs"), "--out", str(tmp_path)]
     assert duel.main(arguments) == 0
-    found = json.loads((tmp_path / "duel.json").read_text())
+    found = json.loads((tmp_path / "duel.json").read_text())["nano-64"]
     for name, result in found["contenders"].items():
         assert result["steps"] == duel.steps_for(0.01, result["timed"]) and result["loss"], name
         assert json.loads((tmp_path / "runs" / "nano-64-8" / name / "summary.json").read_text())["step"] == result["steps"]
     text = (tmp_path / "DUEL.md").read_text()
-    assert "GRFM against GRFM, " in text and "| nan" not in text and (tmp_path / "duel.png").stat().st_size > 5000
+    assert "GRFM against GRFM, " in text and "| nan" not in text and (tmp_path / "duel-nano-64.png").stat().st_size > 5000
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("metrics.jsonl")}
     assert duel.main(arguments) == 0
     assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("metrics.jsonl")}
-    assert json.loads((tmp_path / "duel.json").read_text())["contenders"] == found["contenders"]
+    assert json.loads((tmp_path / "duel.json").read_text())["nano-64"]["contenders"] == found["contenders"]
+    other = {**found, "options": {**found["options"], "image_size": 128}}
+    both = duel.duels_markdown({duel.duel_name(one): one for one in (found, other)})
+    assert [both.count(f"## Preset `nano` at {side} px") for side in (64, 128)] == [1, 1] and "duel-nano-128.png" in both
 
 
 def test_what_cannot_be_fought_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -162,7 +162,7 @@ def loss_comparison(runs: Mapping[str, Sequence[tuple[float, float]]], title: st
             axes.plot(*np.array(points, dtype=float).reshape(-1, 2).T, color=colour, marker="o", markersize=3.5, label=name, zorder=20 - order)
         axes.set(xlabel=xlabel, ylabel="held-out loss", yscale="log")
         plain_ticks(axes.yaxis)
-        figure.legend(ncols=min(len(runs), 5), loc="outside lower center")
+        figure.legend(ncols=min(len(runs), 2), loc="outside lower center")
     return figure
 
 
