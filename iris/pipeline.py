@@ -270,6 +270,8 @@ class IRISPipeline:
         kept = result.parameters
         if result.state is None or kept["model_hash"] != self.metadata.get("hash", ""):
             raise SamplingError("these pictures hold no state of this model; draw them with it before refining.")
+        if "edit" in kept:  # its mask, its two prompts or its frames are not kept, and an inpainted picture would change outside the mask
+            raise SamplingError(f"these pictures are an edit ({kept['edit']}); only what was drawn from a prompt alone is refined.")
         request = self._request(result.prompts, kept["negative_prompt"], num_steps, kept["num_iterations"] if num_iterations is None else num_iterations,
                                 kept["guidance_scale"], result.seeds, 1, "euler", True, timestep_shift=kept["timestep_shift"])
         last = float(timestep_schedule(kept["num_steps"], request.timestep_shift)[-2])

@@ -1,7 +1,7 @@
 """python -m reports.duel [--minutes 20] [--only grfm attention] [--preset micro] [--image-size 128] [--data scenes] [--run DIR] [--out DIR]
 
-The same recipe, pictures, parameters and wall-clock for GRFM, for attention, for two of GRFM's paths alone, for a stack
-without recurrence in depth, and for a core on a grid of half the side. A step of each is timed first, in turns, and each gets as many steps as its minutes hold: so every
+The same recipe, pictures and wall-clock for GRFM, for attention and two of GRFM's paths alone with as many parameters, and,
+their parameters being what they are, for a stack without recurrence in depth and for a core on a grid of half the side. A step of each is timed first, in turns, and each gets as many steps as its minutes hold: so every
 schedule reaches its end, and what the machine does meanwhile decides nothing. Then all are examined alike and DUEL.md is
 written, a section for each preset and size of picture. The same command again continues.
 """
@@ -42,7 +42,7 @@ CONTENDERS = {
     "fourier": "GRFM's Fourier path alone",
     "recurrence": "GRFM's recurrent path alone",
     "unrolled": "GRFM, {depth} times as many layers applied once",
-    "half": "GRFM, one core token for 2 x 2 of the grid",
+    "half": "GRFM, one core token for {side} x {side} of the grid",
 }
 TIMED_STEPS = 6  # of each phase, in one round
 EXAM = {"num_steps": 16, "guidance_scale": 3.0}
@@ -63,6 +63,11 @@ def contender(base: IRISConfig, name: str) -> IRISConfig:
     missing = weights(base) - weights(config)
     per_unit = generator.core_layers * (2 * generator.dim + 1)
     return changed(config, generator__core_ffn=generator.core_ffn + round(missing / per_unit))
+
+
+def called(name: str, found: Mapping[str, Any]) -> str:
+    """A contender in words."""
+    return CONTENDERS[name].format(depth=found["depth"], side=found["half"])
 
 
 def weights(config: IRISConfig) -> int:
@@ -96,6 +101,13 @@ def time_steps(configs: Mapping[str, IRISConfig], pictures: tuple[ImageDataset, 
     return {name: {phase: statistics.median(values) for phase, values in phases.items()} for name, phases in seen.items()}
 
 
+def in_time_of(planned: Mapping[str, dict[str, float]], timed: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Contenders that join later, in the time of the first session: its machine may have been slower, by as much as those in both tell."""
+    both = [timed[name]["full"] / planned[name]["full"] for name in timed if name in planned]
+    slower = statistics.median(both) if both else 1.0
+    return {name: {phase: seconds / slower for phase, seconds in phases.items()} for name, phases in timed.items()} | dict(planned)
+
+
 def steps_for(minutes: float, timed: Mapping[str, float]) -> int:
     """Optimizer steps that take `minutes`, a third of them coarse."""
     return max(3, round(60 * minutes / (timed["coarse"] / 3 + timed["full"] * 2 / 3)))
@@ -125,7 +137,7 @@ def fight(options: argparse.Namespace) -> dict[str, Any]:
     train = plan_training(1, 0.0, options.batch_size, options.learning_rate, seed=options.seed)
     if not set(configs) <= set(planned):
         few = load_pictures(options.data, base, 4 * options.batch_size, options.batch_size)
-        planned = time_steps(configs, few, train, start, home / "timing", options.rounds) | planned
+        planned = in_time_of(planned, time_steps(configs, few, train, start, home / "timing", options.rounds))
         write_text(plan_file, json.dumps(planned, indent=1) + "\n")
     pictures = load_pictures(options.data, base, options.limit)
     results: dict[str, Any] = {}
@@ -143,7 +155,7 @@ def fight(options: argparse.Namespace) -> dict[str, Any]:
                          **json.loads(exam_file.read_text(encoding="utf-8"))}
     told = {name: getattr(options, name) for name in ("preset", "image_size", "data", "minutes", "batch_size", "learning_rate", "limit", "seed", "scenes", "samples")}
     told["image_size"] = base.autoencoder.image_size
-    return {"options": told, "depth": base.generator.mean_iterations, "machine": machine(), "commit": code_version(), "contenders": results}
+    return {"options": told, "depth": base.generator.mean_iterations, "half": 2 * base.generator.core_stride, "machine": machine(), "commit": code_version(), "contenders": results}
 
 
 # --- what is said of it ----------------------------------------------------------------------------------------------
@@ -180,7 +192,7 @@ def _section(name: str, found: Mapping[str, Any]) -> str:
     options, contenders = found["options"], found["contenders"]
     rows = []
     for key, result in contenders.items():
-        rows.append([CONTENDERS[key].format(depth=found["depth"]), f"{result['weights'] / 1e6:.2f} M", f"{result['timed']['full']:.2f} s", f"{result['steps']:,}",
+        rows.append([called(key, found), f"{result['weights'] / 1e6:.2f} M", f"{result['timed']['full']:.2f} s", f"{result['steps']:,}",
                      f"{result['steps'] * options['batch_size']:,}", f"{result['minutes']:.1f}", f"{result['loss'][-1][1]:.4f}" if result["loss"] else "–",
                      *(_shown(result[kind]["right"]) for kind in KINDS), _shown(result.get("kid"), 1000, "")])
     head = ["core", "weights", "a step", "steps", "pictures", "minutes", "held-out loss", *(f"{kind} right" for kind in KINDS), "kernel distance x 1000"]
@@ -194,7 +206,7 @@ def _section(name: str, found: Mapping[str, Any]) -> str:
             if other != "grfm":
                 words = [f"{kind}: {verdict(contenders['grfm'][kind]['right'], result[kind]['right'])}" for kind in KINDS]
                 words += [f"kernel distance: {verdict(result['kid'], contenders['grfm']['kid'])}"] if result.get("kid") else []  # less is better
-                lines.append(f"- GRFM against {CONTENDERS[other].format(depth=found['depth'])}: {', '.join(words)}.")
+                lines.append(f"- GRFM against {called(other, found)}: {', '.join(words)}.")
     return "\n".join(lines)
 
 
@@ -225,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, file = duel_name(found), options.out / "duel.json"
     duels = {**(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}), name: found}
     write_text(file, json.dumps(duels, indent=1) + "\n")
-    curves = {CONTENDERS[key].format(depth=found["depth"]): result["loss"] for key, result in found["contenders"].items()}
+    curves = {called(key, found): result["loss"] for key, result in found["contenders"].items()}
     save_figure(loss_comparison(curves, "Held-out loss by minutes of training"), options.out / f"duel-{name}.png")
     write_text(options.out / "DUEL.md", duels_markdown(duels))
     return 0

@@ -167,7 +167,10 @@ def test_the_efforts_know_the_depth_that_a_model_draws_with_by_itself() -> None:
 @pytest.mark.parametrize("shift", [None, 0.5])
 def test_an_exam_with_shifted_times_tells_so(shift: float | None) -> None:
     """None is the model's own, here no shift."""
-    found = measure_depth(NeedsLowTimes(4), count=4, num_steps=2, depths=(2,), matrix=((2,), (2,)), timestep_shift=shift)
+    pipe = NeedsLowTimes(4)
+    before = pipe.defaults
+    found = measure_depth(pipe, count=4, num_steps=2, depths=(2,), matrix=((2,), (2,)), timestep_shift=shift)
+    assert pipe.defaults == before, "measuring changes no model"
     assert found["timestep_shift"] == (shift or 1.0) and found["by_iterations"][0]["right"]["every"]["value"] == (0.0 if shift is None else 1.0)
 
 

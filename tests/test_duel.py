@@ -47,6 +47,13 @@ def test_steps_fill_the_minutes_by_the_time_of_both_phases():
     assert steps / 3 * 0.5 + steps * 2 / 3 * 2.0 == pytest.approx(30 * 60, rel=1e-3)
 
 
+def test_who_joins_later_is_timed_in_the_minutes_of_the_first_session():
+    planned = {"grfm": {"coarse": 1.0, "full": 2.0}}
+    timed = {"grfm": {"coarse": 1.5, "full": 3.0}, "attention": {"coarse": 3.0, "full": 6.0}}  # on a machine half as slow again
+    assert duel.in_time_of(planned, timed) == {"grfm": planned["grfm"], "attention": {"coarse": 2.0, "full": 4.0}}
+    assert duel.in_time_of({}, timed) == timed and duel.in_time_of({"half": planned["grfm"]}, timed)["attention"] == timed["attention"]
+
+
 def test_intervals_that_overlap_are_not_told_apart():
     low, middle, high = (to_plain(share(right, 100)) for right in (10, 50, 55))
     assert duel.verdict(high, low) == "ahead" and duel.verdict(low, high) == "behind"

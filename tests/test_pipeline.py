@@ -146,6 +146,8 @@ def test_refining_from_nothing_changes_nothing_and_can_be_repeated(pipeline: IRI
     for wrong in (stranger, dataclasses.replace(result, state=None)):
         with pytest.raises(SamplingError, match="hold no state of this model"):
             pipeline.refine(wrong)
+    with pytest.raises(SamplingError, match=r"are an edit \(inpaint\)"):
+        pipeline.refine(dataclasses.replace(result, parameters={**result.parameters, "edit": "inpaint"}))
 
 
 def test_a_budget_and_a_carried_state_are_told_and_kept(pipeline: IRISPipeline) -> None:

@@ -32,7 +32,7 @@ def pipe() -> IRISPipeline:
     return _pipeline()
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"negative_prompt": "blue"}, {"sampler": "heun"}, {"sampler": "consistency"}])
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"negative_prompt": "blue"}, {"negative_prompt": " "}, {"sampler": "heun"}, {"sampler": "consistency"}])
 def test_tracing_changes_nothing_in_the_picture(pipe: IRISPipeline, options: dict):
     found = probes.trace(pipe, " a red circle ", seed=3, **options)
     assert np.array_equal(found.image, np.asarray(pipe("a red circle", seed=3, **options).images[0]))

@@ -211,6 +211,18 @@ def test_measure_quality_names_what_it_could_not_measure(model_folder: Path, mon
     assert "pip install" in found["not_measured"]["samples"] and found["parameters"]["num_iterations"] == 1
 
 
+def test_a_folder_of_few_pictures_costs_only_what_they_cannot_tell(model_folder: Path, tmp_path: Path):
+    """One held-out picture of five, two of twenty: no kernel distance, everything else."""
+    for number in range(20):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"noise number {number}")
+        if number in (4, 19):
+            found = quality.measure_quality(IRISPipeline.from_pretrained(model_folder), f"folder:{tmp_path}", samples=4, pictures=4, copies=4, num_steps=1, num_iterations=1)
+            assert "kid" not in found["reconstruction"] and found["reconstruction"]["psnr"].value > 0
+            assert "copies" in found or "copies" in found["not_measured"]
+            assert "too few for a kernel distance" in found["not_measured"].get("samples", "pip install: too few for a kernel distance")
+
+
 def test_quality_prints_json_that_can_be_read(model_folder: Path):
     arguments = ["quality", str(model_folder), "--json", "--scenes", "2", "--pictures", "3", "--samples", "0", "--num-steps", "1"]
     done = subprocess.run([sys.executable, "-m", "iris.evaluation", *arguments], capture_output=True, text=True, timeout=300,

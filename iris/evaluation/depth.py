@@ -225,11 +225,12 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     threshold chosen on practice scenes (by distances where there are none), and auto beside "cheapest_fixed", the cheapest of the
     "fixed" depths of equal quality: as many steps, their state carried where auto carries its own. Where right answers decide, `looks`
     held-out captions tell by the kernel distance whether these two look alike too, and "equal" asks for both. "teacher": what a
-    student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given. A `timestep_shift` becomes the
-    pipeline's default.
+    student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given. A `timestep_shift` stands for
+    the pipeline's own, which stays.
     """
     if timestep_shift is not None:
-        pipe.defaults = replace(pipe.defaults, timestep_shift=timestep_shift)
+        with _defaults(pipe, timestep_shift=timestep_shift):
+            return measure_depth(pipe, count, samples, data, seed, batch_size, num_steps, depths, matrix, guidance_scale, teacher, looks)
     student = pipe.defaults.sampler == "consistency"
     num_steps = num_steps or (4 if student else 12)
     steps, iterations = matrix or _with_its_own(STUDENT_GRID if student else GRID, pipe.defaults.num_iterations)
@@ -276,7 +277,7 @@ def _automatic(exam: DepthExam, look: DepthExam, num_steps: int, best: Outcome, 
         seeds, depth = range(exam.seed, exam.seed + len(prompts)), int(fixed.setting.num_iterations)
         threshold = calibrate_threshold(pipe, prompts, seeds, num_steps, depth, max(2 * depth, 2 * pipe.config.generator.mean_iterations),
                                         exam.guidance_scale, carry_state).threshold
-    with _threshold(pipe, threshold):
+    with _defaults(pipe, exit_threshold=threshold):
         automatic = exam.take(setting)
         return threshold, automatic if look is exam else replace(automatic, kid=look.take(setting).kid)
 
@@ -290,16 +291,16 @@ def practised_threshold(practice: DepthExam, automatic: Setting, best: Setting) 
     """
     goal = practice.take(best)
     for threshold in THRESHOLDS:
-        with _threshold(practice.pipe, threshold):
+        with _defaults(practice.pipe, exit_threshold=threshold):
             if practice.take(automatic).at_least(goal):
                 break
     return threshold
 
 
 @contextmanager
-def _threshold(pipe: IRISPipeline, threshold: float) -> Iterator[None]:
-    """The pipeline with another exit threshold for a while."""
-    kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, exit_threshold=threshold)
+def _defaults(pipe: IRISPipeline, **changes: float) -> Iterator[None]:
+    """The pipeline with other defaults for a while."""
+    kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, **changes)
     try:
         yield
     finally:

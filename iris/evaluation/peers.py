@@ -1,6 +1,6 @@
 """Architectures that other projects use, with random weights, built alike for measuring beside IRIS.
 
-Everyone reads 77 text states of 768 numbers (DiT: a class) and works on 16 x 16 tokens for 256 px. Widths and depths are
+Everyone reads 77 text states of 768 numbers (DiT: a class) and works on 16 x 16 tokens for 256 px, of which IRIS-Tiny's core makes 8 x 8. Widths and depths are
 chosen for 40 to 55 million parameters, PixArt and SANA rather below the size that SPEED's table names, so not in IRIS's favour.
 The classes are diffusers' own; no weights are fetched.
 """

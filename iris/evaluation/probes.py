@@ -180,7 +180,7 @@ def tracing(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | Non
     low, high = LIMITS["num_iterations"]
     if isinstance(depth, str) or not low <= depth <= high:
         raise ProbeError(f"num_iterations is {depth!r}; a trace needs a fixed number from {low} to {high}.")
-    prompt = clean_prompt(prompt)
+    prompt, negative_prompt = clean_prompt(prompt), (clean_prompt(negative_prompt) or None) if negative_prompt else None
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     with torch.inference_mode():
         context, away = pipe.contexts([prompt], negative_prompt)

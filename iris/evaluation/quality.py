@@ -12,6 +12,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -118,10 +119,10 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 def _beside_null(found: Tensor, real: Tensor, blurred: Tensor) -> dict[str, Any]:
     """Kernel distance of what was found to the real pictures, beside those of halves of the real ones and of blurred copies."""
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(real)))
-    first, second = real[order].chunk(2)
     if len(real) < FEWEST:
         raise QualityError(f"{len(real)} pictures are too few for a kernel distance; use {FEWEST} or more, and 512 for a figure to quote.")
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(real)))
+    first, second = real[order].chunk(2)
     # What was found, and the blurred copies, belong one by one to the real pictures; the two halves do not.
     return {"kid": kernel_distance(found, real, paired=True), "kid_null": kernel_distance(first, second),
             "kid_blur": kernel_distance(blurred, real, paired=True)}
@@ -224,21 +225,34 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
         features = features_by_name(batch_size=batch_size)
     except QualityError as error:
         missing = {name: str(error) for name in ("samples", "retrieval")}
+
+    @contextmanager
+    def whatever_is_missing(section: str) -> Iterator[None]:
+        """A section that cannot be measured, as with a folder of few pictures, costs none of the others."""
+        try:
+            yield
+        except QualityError as error:
+            missing[section] = str(error)
+
     common = {"seed": seed, "batch_size": batch_size, **arguments}
     result: dict[str, Any] = {"model": pipe.config.name, "data": source, "features": FEATURES if features else None, "seed": seed,
                               "counts": {"scenes": scenes, "pictures": pictures, "samples": samples, "retrieved": retrieved, "copies": copies},
                               "parameters": {**vars(pipe.defaults), **{name: value for name, value in arguments.items() if value is not None}}}
     if pictures:
         held_out = load_dataset_by_name(source, size, "held_out", pictures)
-        result["reconstruction"] = reconstruction_quality(pipe.autoencoder, held_out, pictures, batch_size, features if pictures >= 4 else None)
+        enough = min(pictures, len(held_out)) >= FEWEST
+        result["reconstruction"] = reconstruction_quality(pipe.autoencoder, held_out, pictures, batch_size, features if enough else None)
     if scenes and has_scenes(source):
         result["scenes"] = scene_accuracy(pipe, count=scenes, **common)
     if samples and features:
-        result["samples"] = sample_kid(pipe, load_dataset_by_name(source, size, "held_out", samples if streams(source) else None), samples, features, **common)
+        with whatever_is_missing("samples"):
+            result["samples"] = sample_kid(pipe, load_dataset_by_name(source, size, "held_out", samples if streams(source) else None), samples, features, **common)
     if features:
-        result |= {f"retrieval_{split}": found for split, found in art_retrieval(pipe, source, retrieved, features, **common).items()}
+        with whatever_is_missing("retrieval"):
+            result |= {f"retrieval_{split}": found for split, found in art_retrieval(pipe, source, retrieved, features, **common).items()}
     if copies:
-        result["copies"] = nearest_training(pipe, source, copies, **common)[1]
+        with whatever_is_missing("copies"):
+            result["copies"] = nearest_training(pipe, source, copies, **common)[1]
     return result | ({"not_measured": missing} if missing else {})
 
 

@@ -35,6 +35,7 @@ EQ_FLOPS = 2 * 1024**3
 PARTS = ("forward", "picture", "growth", "mixer", "training", "codec", "ceiling")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SIDES = (16, 32, 64)
+FEWEST = 5  # rounds behind a median
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -137,7 +138,7 @@ class _Bench:
         self.config, self.repeats, self.clock, self.batch = config, repeats, clock, batch
         self.model = IRISModel(config).eval()
         self.int8 = quantized(self.model.generator)
-        self.peers = [build_peer(name) for name in against if name != "taesd"]
+        self.peers = [build_peer(name, config.generator.latent_size) for name in against if name != "taesd"]
         self.taesd = build_taesd() if "taesd" in against else None
         self.text = torch.randn(1, config.text.max_tokens, config.text.dim)
         self.parameters = {"iris": parameter_count(self.model.generator), "iris decoder": measure_footprint(config).parameters["decoder"],
@@ -145,15 +146,18 @@ class _Bench:
                            **({"taesd decoder": parameter_count(self.taesd.decoder)} if self.taesd else {})}
 
     def _rounds(self, calls: Calls, *references: str, more: int = 1, fewer: int = 1) -> dict[str, Any]:
-        return interleave(calls, max(1, more * self.repeats // fewer), self.clock).to_dict(*references)
+        """The calls in `repeats` rounds, more or fewer; no ratio rests on fewer than FEWEST rounds unless so few were asked for."""
+        return interleave(calls, max(min(self.repeats, FEWEST), more * self.repeats // fewer), self.clock).to_dict(*references)
 
     def _velocity(self, generator: Any, depth: int) -> GuidedVelocity:
         with torch.inference_mode():
             return GuidedVelocity(generator, self.model.generator.condition(self.text), num_iterations=depth)
 
+    def _iris_parts(self) -> dict[str, tuple[Any, int]]:
+        return {"iris x4": (self.model.generator, 4), "iris x8": (self.model.generator, 8), "iris int8 x4": (self.int8, 4), "iris int8 x8": (self.int8, 8)}
+
     def _iris(self) -> dict[str, GuidedVelocity]:
-        return {"iris x4": self._velocity(self.model.generator, 4), "iris x8": self._velocity(self.model.generator, 8),
-                "iris int8 x4": self._velocity(self.int8, 4), "iris int8 x8": self._velocity(self.int8, 8)}
+        return {name: self._velocity(*parts) for name, parts in self._iris_parts().items()}
 
     def _noise(self, side: int | None = None) -> Tensor:
         side = self.config.generator.latent_size if side is None else side
@@ -169,11 +173,11 @@ class _Bench:
 
     @torch.inference_mode()
     def picture(self) -> dict[str, Any]:
-        """Four Euler steps and the decoder; TAESD's for the peers, where it is measured."""
+        """Keys and values of the text, four Euler steps and the decoder; TAESD's for the peers, where it is measured."""
         z, times = self._noise(), timestep_schedule(4)
         decode = self.model.autoencoder.decode
-        calls: Calls = {name: (lambda velocity=velocity: decode(last_step(sample_euler(velocity, z, times)).latents))
-                        for name, velocity in self._iris().items()}
+        calls: Calls = {name: (lambda parts=parts: decode(last_step(sample_euler(self._velocity(*parts), z, times)).latents))
+                        for name, parts in self._iris_parts().items()}
         for peer in self.peers:
             start = torch.randn(1, *peer.shape)
             calls[peer.name] = lambda peer=peer, start=start: self._peer_picture(peer, start)
@@ -187,7 +191,7 @@ class _Bench:
 
     @torch.inference_mode()
     def growth(self) -> dict[str, Any]:
-        """One call at 256, 1024 and 4096 tokens, and the exponent of its growth between the first and the last."""
+        """One call at 256, 1024 and 4096 latents (a core on half the grid has a quarter as many tokens), and the exponent of its growth between the first and the last."""
         t, velocity, found = torch.full((1,), 0.5), self._velocity(self.model.generator, 4), {}
         for step, side in enumerate(SIDES):
             z = self._noise(side)
@@ -200,14 +204,14 @@ class _Bench:
 
     @torch.inference_mode()
     def mixer(self) -> dict[str, Any]:
-        """One GRFM layer over one self-attention layer of the same width (which has more weights and products).
+        """One GRFM layer over one self-attention layer of the same width (which has more weights and products), from 64 tokens on.
 
         A layer takes milliseconds, and two threads meet a dozen times in one and sixty times in the other: hence many rounds.
         """
         g = self.config.generator
         grfm, attention = GRFM(g).eval(), GlobalAttention(g.dim, g.dim, g.head_dim).eval()
-        return {str(side * side): self._rounds({"grfm": lambda x=x: grfm(x), "attention": lambda x=x: attention(x)}, "attention", more=16, fewer=2**step)
-                for step, side in enumerate(SIDES) for x in (torch.randn(1, side, side, g.dim),)}
+        return {str(side * side): self._rounds({"grfm": lambda x=x: grfm(x), "attention": lambda x=x: attention(x)}, "attention", more=32, fewer=2**step)
+                for step, side in enumerate((8, *SIDES)) for x in (torch.randn(1, side, side, g.dim),)}
 
     def training(self) -> dict[str, Any]:
         """Forward and backward of a mean squared error, fp32: IRIS at 8 iterations with the last 4 differentiated."""
@@ -218,7 +222,7 @@ class _Bench:
         for peer in self.peers:
             latents = torch.randn(self.batch, *peer.shape)
             calls[peer.name] = lambda peer=peer, latents=latents: _step(peer.module, lambda: peer.velocity(latents, 1000 * t))
-        rounds = interleave(calls, max(1, self.repeats // 3), self.clock)
+        rounds = interleave(calls, max(min(self.repeats, FEWEST), self.repeats // 3), self.clock)
         rate = {name: self.batch / spread(rounds.seconds[name]).value for name in calls}
         return {**rounds.to_dict("iris x8"), "batch": self.batch, "images_per_second": rate}
 
