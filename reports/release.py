@@ -106,8 +106,10 @@ def _settings(quality: dict[str, Any]) -> str:
     told = quality.get("parameters", {})
     options = f" --data {quality['data']}" if quality.get("data") else ""
     options += "".join(f" --{name} {count}" for name, count in quality.get("counts", {}).items())
-    options += "".join(f" --{name.replace('_', '-')} {told[name]:g}" for name in ("num_steps", "num_iterations", "guidance_scale", "timestep_shift") if isinstance(told.get(name), (int, float)))
-    return options + (" --carry-state" if told.get("carry_state") else "")
+    options += "".join(f" --{name.replace('_', '-')} {told[name] if isinstance(told[name], str) else format(told[name], 'g')}"
+                       for name in ("num_steps", "num_iterations", "guidance_scale", "timestep_shift") if told.get(name) is not None)
+    options += {True: " --carry-state", False: " --fresh-state"}.get(told.get("carry_state"), "")
+    return options + (f" --seed {quality['seed']}" if quality.get("seed") else "")
 
 
 def _exam(depth: dict[str, Any]) -> str:
@@ -116,8 +118,12 @@ def _exam(depth: dict[str, Any]) -> str:
         return ""
     pictures = depth["pictures"]
     looks = f" --looks {pictures['looks']}" if pictures.get("looks", 0) > pictures["samples"] else ""
-    shift = f" --timestep-shift {depth['timestep_shift']:g}" if depth.get("timestep_shift", 1.0) != 1.0 else ""
-    return f" --count {pictures['scenes of each kind']} --samples {pictures['samples']}{looks} --guidance-scale {depth['guidance_scale']:g}{shift}"
+    shift = f" --timestep-shift {depth['timestep_shift']:g}" if "timestep_shift" in depth else ""
+    data = f" --data {depth['data']}" if depth.get("data") else ""
+    steps = f" --num-steps {depth['by_iterations'][0]['num_steps']}"
+    seed = f" --seed {depth['seed']}" if depth["seed"] else ""
+    teacher = " --teacher TEACHER" if "teacher" in depth else ""
+    return f"{data} --count {pictures['scenes of each kind']} --samples {pictures['samples']}{looks}{steps} --guidance-scale {depth['guidance_scale']:g}{shift}{teacher}{seed}"
 
 
 def _told(training: dict[str, Any]) -> str:
