@@ -60,6 +60,7 @@ from iris.training.prepare import (
     find_start,
     first_model,
     load_pictures,
+    named_model,
     open_run,
     plan_training,
     require_generator,
@@ -247,6 +248,13 @@ def test_a_model_that_was_named_has_to_be_there_and_to_fit(model_folder: Path, t
         start_with_autoencoder(["demo/models/iris-emojis"], preset("nano"), data, train, tmp_path / "vae")
     with pytest.raises(CheckpointError, match="image_size"):
         start_with_autoencoder([str(model_folder)], configure("nano", 64), data, train, tmp_path / "vae")
+    stage = tmp_path / "runs" / "00" / "pipeline"
+    shutil.copytree(model_folder, stage)
+    with pytest.raises(CheckpointError, match="image_size"):
+        start_with_autoencoder([str(stage)], configure("nano", 64), data, train, tmp_path / "vae")
+    assert named_model(str(stage)) == str(stage) and named_model("") == ""
+    with pytest.raises(CheckpointError, match="no model in runs/0O/pipeline"):
+        named_model("runs/0O/pipeline")
     assert not (tmp_path / "vae").exists()
 
 

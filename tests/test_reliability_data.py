@@ -51,12 +51,13 @@ def write(root: Path, rows: list, kind: str) -> None:
 @pytest.mark.parametrize("kind", REASONS)
 def test_bad_pictures_are_skipped_counted_and_reported_up_to_one_in_a_hundred(kind: str, tmp_path: Path, caplog) -> None:
     rows = make_rows(tmp_path)
-    for number in range(3):
+    for number in range(2):
         (tmp_path / f"bad-{number}.png").write_bytes(HOSTILE[kind])
     with caplog.at_level(logging.WARNING, "iris.data"):
         write(tmp_path, [*rows, *({"file_name": f"bad-{number}.png", "text": "bad"} for number in range(2))], "csv")
         data = ImageFolder(tmp_path, 16, "all")
     assert len(data) == GOOD and data.skipped == {REASONS[kind]: 2} and f"2 of {GOOD + 2} pictures were skipped (2 {REASONS[kind]})" in caplog.text
+    (tmp_path / "bad-2.png").write_bytes(HOSTILE[kind])
     write(tmp_path, [*rows, *({"file_name": f"bad-{number}.png", "text": "bad"} for number in range(3))], "csv")
     with pytest.raises(DataError, match=rf"3 of {GOOD + 3} pictures had to be skipped \(3 {REASONS[kind]}\); at most 1 % may be bad"):
         ImageFolder(tmp_path, 16, "all")
@@ -67,12 +68,13 @@ def test_rows_that_are_missing_mute_or_point_elsewhere_are_counted(kind: str, tm
     root = tmp_path / "data"
     (tmp_path / "secret.png").write_bytes(png(1))
     rows = make_rows(root)
-    (root / "mute.png").write_bytes(png(1))
     for bad, reason in (({"file_name": "gone.png", "text": "x"}, "missing"), ({"file_name": "../secret.png", "text": "x"}, "missing"),
                         ({"file_name": str(tmp_path / "secret.png"), "text": "x"}, "missing"), ({"file_name": "a\0b.png", "text": "x"}, "missing"),
                         ({"file_name": "x" * 5000, "text": "x"}, "missing"), ({"text": "no name"}, "missing"),
                         ({"file_name": "mute.png", "text": " \n\0"}, "no caption"), *([("[1, 2]", "no caption"), ("{broken", "no caption")] if kind == "jsonl" else [])):
         write(root, [*rows, bad], kind)
+        if "mute.png" in str(bad):
+            (root / "mute.png").write_bytes(png(1))
         data = ImageFolder(root, 16, "all")
         assert len(data) == GOOD and sum(data.skipped.values()) == 1 and reason in (*data.skipped, "missing", "no caption"), f"{bad}: {data.skipped}"
 

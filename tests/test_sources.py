@@ -6,6 +6,7 @@ import json
 import tarfile
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,13 +283,75 @@ def test_metadata_cannot_reach_out_of_the_folder(tmp_path):
 
 @pytest.mark.parametrize(("files", "sentence"), [
     ({}, "holds no pictures"), ({"metadata.csv": "picture,words\n1.png,x\n"}, "no column file_name"),
-    ({"metadata.jsonl": '{"file_name": "1.png"}\nbroken\n'}, "all 1 were skipped"), ({"metadata.jsonl": "broken\n[]\n"}, "no column file_name"),
+    ({"metadata.jsonl": '{"file_name": "1.png"}\nbroken\n'}, "all 2 were skipped"), ({"metadata.jsonl": "broken\n[]\n"}, "no column file_name"),
 ])
 def test_folders_that_cannot_be_read_say_why(tmp_path, files, sentence):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=sentence):
         ImageFolder(tmp_path, 16)
+
+
+def named_pictures(root: Path, count: int) -> list[str]:
+    root.mkdir(parents=True)
+    for number in range(count):
+        picture(number).save(root / f"{number}.png")
+    return [f"{number}.png" for number in range(count)]
+
+
+def test_a_table_as_people_write_it(tmp_path: Path) -> None:
+    """Semicolons or tabs, space after the comma and in the header, capitals in its name."""
+    for number, (file, separator) in enumerate((("metadata.csv", ";"), ("Metadata.CSV", ", "), ("metadata.csv", "\t"))):
+        names = named_pictures(tmp_path / str(number), 12)
+        lines = [separator.join(("file_name ", "text")), *(separator.join((name, f"thing {name[:-4]}")) for name in names)]
+        (tmp_path / str(number) / file).write_text("\n".join(lines))
+        data = ImageFolder(tmp_path / str(number), 16, "all")
+        assert len(data) == 12 and {example.captions for example in data} == {(f"thing {name[:-4]}",) for name in names}, file
+
+
+def test_a_caption_with_a_comma_and_without_quotes_is_not_cut(tmp_path: Path) -> None:
+    names = named_pictures(tmp_path / "art", 3)
+    (tmp_path / "art" / "metadata.csv").write_text("file_name,text\n" + "\n".join(f"{name},red apple, fluent 3d emoji" for name in names))
+    with pytest.raises(DataError, match=r"line 2: there are more columns.*in quotes"):
+        ImageFolder(tmp_path / "art", 16, "all")
+
+
+def test_pictures_that_a_table_leaves_out_are_counted_and_named(tmp_path: Path) -> None:
+    names = named_pictures(tmp_path / "art", 60)
+    table = tmp_path / "art" / "metadata.csv"
+    table.write_text("file_name,text\n" + "".join(f"{name},thing\n" for name in names[:59]))
+    assert ImageFolder(tmp_path / "art", 16, "all").skipped == {"no caption": 1}
+    table.write_text("file_name,text\n" + "".join(f"{name},thing\n" for name in names[:10]))
+    with pytest.raises(DataError, match=r"50 of 60 pictures had to be skipped \(50 no caption\).*\.png, .*and others"):
+        ImageFolder(tmp_path / "art", 16, "all")
+
+
+def test_one_picture_under_two_names_is_one_picture(tmp_path: Path) -> None:
+    names = named_pictures(tmp_path / "art", 40)
+    (tmp_path / "art" / "metadata.csv").write_text("file_name,text\n" + "".join(f"{name},thing\n./{name},the same\n" for name in names))
+    train, held_out = (ImageFolder(tmp_path / "art", 16, split) for split in ("train", "held_out"))
+    assert len(train) + len(held_out) == 40 and not {e.key for e in train} & {e.key for e in held_out} and train[0].captions == ("thing", "the same")
+
+
+def test_the_first_picture_that_can_be_used_is_held_out() -> None:
+    records = [Record("bad", b"torn", ("x",)), *(Record(f"p{number}", encode(picture(number)), ("x",)) for number in range(12) if not in_split(f"p{number}", "held_out"))]
+    train, held_out = (collect("mine", records, 16, split) for split in ("train", "held_out"))
+    assert [example.key for example in held_out] == ["p0"] and len(train) == len(records) - 2 and train.skipped == {"corrupt": 1}
+
+
+def test_a_source_without_any_picture_is_given_up_soon() -> None:
+    read = []
+    with pytest.raises(DataError, match="all 500 were skipped"):
+        collect("urls", (read.append(n) or Record(str(n), None, ("x",)) for n in range(20_000)), 16, "all", limit=10)
+    assert len(read) < 600
+
+
+def test_an_archive_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "art.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="is a file; unpack it"):
+        ImageFolder(tmp_path / "art.zip", 16)
+    with pytest.raises(DataError, match="does not exist"):
+        ImageFolder("~nobody-of-this-name/art", 16)
 
 
 # ------------------------------------------------------------------------------------------------------- webdataset and hub

@@ -36,7 +36,9 @@ class ImageFolder(PictureSet):
     """
 
     def __init__(self, path: str | Path, size: int, split: str = "train", limit: int | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
-        root = Path(path).expanduser()
+        root = Path(os.path.expanduser(path))
+        if root.is_file():
+            raise DataError(f"{str(path)!r} is a file; unpack it, and give the path of the folder with the pictures.")
         if not root.is_dir():
             raise DataError(f"the folder {str(path)!r} does not exist; give the path of a folder with pictures.")
         records = sorted(_merged(_folder_records(root)), key=lambda record: stable_hash(f"order {record.key}", 2**32))
@@ -58,35 +60,45 @@ def _merged(records: Iterable[Record]) -> Iterable[Record]:
 
 def _folder_records(root: Path) -> Iterator[Record]:
     files = sorted(path for path in root.rglob("*") if path.is_file() and not is_hidden(path.relative_to(root)))
-    tables = {path.parent: path for name in reversed(METADATA) for path in files if path.name == name}  # the first name of METADATA counts
-    for folder, table in tables.items():
-        if not tables.keys() & set(folder.parents):
-            yield from _metadata_records(root, table)
+    tables = {path.parent: path for name in reversed(METADATA) for path in files if path.name.lower() == name}  # the first name of METADATA counts
+    words = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    rows = [record for folder, table in tables.items() if not tables.keys() & set(folder.parents) for record in _metadata_records(root, table)]
+    listed, unlisted = {record.key for record in rows}, 0
     for path in files:
-        if path.suffix.lower() not in PICTURES or tables.keys() & set(path.parents):
-            continue
         inside = path.relative_to(root)
-        label = inside.parent.name.replace("_", " ").replace("-", " ")
-        yield Record(inside.as_posix(), path, clean_captions(_lines_beside(path.with_suffix(".txt"))), label)
+        if path.suffix.lower() not in PICTURES or inside.as_posix() in listed:
+            continue
+        if tables.keys() & set(path.parents):  # a table speaks for it, and has no row for it
+            unlisted += 1
+            yield Record(inside.as_posix(), path)
+        else:
+            label = inside.parent.name.replace("_", " ").replace("-", " ")
+            yield Record(inside.as_posix(), path, clean_captions(_lines_beside(words.get(path.with_suffix("")))), label)
+    for record in rows:
+        if record.picture is None and not record.captions and unlisted:
+            unlisted -= 1  # a row that cannot be read is the row of a picture without one: one loss, not two
+        else:
+            yield record
 
 
-def _lines_beside(file: Path) -> list[str]:
+def _lines_beside(file: Path | None) -> list[str]:
     """The lines of a caption file; of a giant one its beginning."""
-    if not file.is_file():
+    if file is None:
         return []
     with open(file, "rb") as stream:
         return text_of(stream.read(20_000), cut=True).splitlines()
 
 
 def _metadata_records(root: Path, metadata: Path) -> Iterator[Record]:
-    rows = list(read_csv(metadata) if metadata.suffix == ".csv" else read_json_lines(metadata))
+    rows = list(read_csv(metadata) if metadata.suffix.lower() == ".csv" else read_json_lines(metadata))
     if rows and not any("file_name" in row for row in rows):
         raise DataError(f"{metadata.name} has no column file_name; name each picture there, and its caption in text or caption.")
     below = "" if metadata.parent == root else f"{metadata.parent.relative_to(root).as_posix()}/"
     for number, row in enumerate(rows, 1):
-        name = str(row.get("file_name") or "")
+        name = str(row.get("file_name") or "").strip()
         picture = _picture_inside(metadata.parent, name)
-        yield Record(below + (name or f"row {number} of {metadata.name}"), picture, captions_of(row), label_of(row))
+        inside = picture.relative_to(root).as_posix() if picture else below + (name or f"row {number} of {metadata.name}")
+        yield Record(inside, picture, captions_of(row), label_of(row))
 
 
 def _picture_inside(folder: Path, name: str) -> Path | None:

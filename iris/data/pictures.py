@@ -10,7 +10,7 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -29,6 +29,7 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 MEMORY_BYTES = 2 * 2**30  # decoded pixels beyond this go to a temporary file
 MAX_SKIPPED_SHARE = 0.01
 _DISK_RESERVE = 2**30
+_HOPELESS = 500  # pictures skipped before the first that can be used
 MAX_CAPTIONS, _MAX_CAPTION_LENGTH = 16, 1000
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt", "description", "sentence", "sentences", "txt")
 SPLITS = ("train", "held_out", "all")
@@ -139,34 +140,38 @@ class PictureSet:
 
 def collect(name: str, records: Iterable[Record], size: int, split: str = "train", limit: int | None = None, total: int | None = None,
             memory_bytes: int = MEMORY_BYTES) -> PictureSet:
-    """Decode the records of `split`, up to `limit` pictures. The first record is always held out, so that a small set has both.
+    """Decode the records of `split`, up to `limit` pictures. The first that can be used is always held out, so that a small set has both.
 
     A picture that cannot be decoded, or has neither caption nor label, is skipped and counted by reason; with a label alone it
-    is captioned "a photo of a LABEL". Raises DataError when more than 1 % (and more than one) had to be skipped, and when
-    nothing is left.
+    is captioned "a photo of a LABEL". Raises DataError when more than 1 % (and more than one) had to be skipped, of the held-out twentieth
+    more than 5 % (and more than two), and when nothing is left.
     """
     if split not in SPLITS:
         raise DataError(f"the split of {name} is {split!r}; use one of {', '.join(SPLITS)}.")
-    store, told, skipped, first = PixelStore(size, memory_bytes), [], Counter(), None
+    store, told, skipped, found, names = PixelStore(size, memory_bytes), [], Counter(), False, []
     expected = total if limit is None else limit
     with tqdm(desc=f"decoding {name}", unit="picture", total=expected, disable=None if expected is None or expected > 300 else True) as bar:
         for record in records:
-            if limit is not None and len(told) >= limit:
+            if (limit is not None and len(told) >= limit) or (not told and len(names) >= _HOPELESS):
                 break
-            first = record.key if first is None else first
-            held_out = record.key == first or in_split(record.key, "held_out")
-            if split != "all" and held_out != (split == "held_out"):
+            wanted = in_split(record.key, split)
+            if found and not wanted:
                 continue
             try:
                 captions, label = _words(record)
-                store.append(open_image(record.picture, size) if record.picture is not None else _missing(record))
+                image = open_image(record.picture, size) if record.picture is not None else _missing(record)
             except ImageError as error:
-                skipped[error.reason] += 1
-                log.info("%s: %s was skipped: %s", name, record.key, error)
+                if wanted:
+                    skipped[error.reason] += 1
+                    names.append(record.key)
+                    log.info("%s: %s was skipped: %s", name, record.key, error)
                 continue
-            told.append((captions, label, record.key))
-            bar.update()
-    _check_skipped(name, skipped, len(told), split)
+            wanted, found = wanted if found else split != "train", True
+            if wanted:
+                store.append(image)
+                told.append((captions, label, record.key))
+                bar.update()
+    _check_skipped(name, skipped, names, len(told), split)
     return PictureSet(name, store.finish(), told, dict(skipped))
 
 
@@ -182,13 +187,15 @@ def _words(record: Record) -> tuple[tuple[str, ...], str]:
     return captions, label
 
 
-def _check_skipped(name: str, skipped: Counter, kept: int, split: str) -> None:
-    lost = sum(skipped.values())
+def _check_skipped(name: str, skipped: Counter, names: Sequence[str], kept: int, split: str) -> None:
+    lost = len(names)
     reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+    which = f"{', '.join(PurePath(key).name[:60] for key in names[:3])}{' and others' if lost > 3 else ''}"
     if not kept:
-        raise DataError(f"{name} has no picture in split {split!r}" + (f"; all {lost} were skipped ({reasons})." if lost else "; it needs more pictures."))
-    if lost > max(1, MAX_SKIPPED_SHARE * (lost + kept)):
-        raise DataError(f"{name}: {lost} of {lost + kept} pictures had to be skipped ({reasons}); at most 1 % may be bad, repair or remove them.")
+        raise DataError(f"{name} has no picture in split {split!r}" + (f"; all {lost} were skipped ({reasons}): {which}." if lost else "; it needs more pictures."))
+    least, most = (2, 5 * MAX_SKIPPED_SHARE) if split == "held_out" else (1, MAX_SKIPPED_SHARE)  # chance fills a twentieth less evenly
+    if lost > max(least, most * (lost + kept)):
+        raise DataError(f"{name}: {lost} of {lost + kept} pictures had to be skipped ({reasons}); at most {most:.0%} may be bad, repair or remove them: {which}.".replace("%", " %"))
     if lost:
         log.warning("%s: %d of %d pictures were skipped (%s).", name, lost, lost + kept, reasons)
 
@@ -206,12 +213,20 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .csv file with a header; {} for one that cannot be read, such as one with a giant field."""
-    rows = csv.DictReader(io.StringIO(text_of(path.read_bytes()), newline=""))
+    """The rows of a .csv file with a header, its columns parted by commas, semicolons or tabs; {} for one that cannot be read, such as one with a giant field.
+
+    A row with more columns than the header is a DataError: a caption with a comma and without quotes would be cut there.
+    """
+    text = text_of(path.read_bytes())
+    header = text.partition("\n")[0]
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
     while True:
         try:
-            yield next(rows)
+            row = next(rows)
         except StopIteration:
             return
         except csv.Error:
-            yield {}
+            row = {}
+        if None in row:
+            raise DataError(f"{path.name}, line {rows.line_num}: there are more columns than in the first line; put a caption that has a comma in quotes.")
+        yield {name.strip(): value for name, value in row.items()}

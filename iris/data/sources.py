@@ -125,7 +125,7 @@ def _load_part(source: str, size: int, split: str, limit: int | None) -> ImageDa
     if source in HUB_ENTRIES:
         return hub_dataset(HUB_ENTRIES[source], size, split, limit, name=source)
     if kind == "hub" and rest:
-        return hub_dataset(_parse_hub(rest), size, split, limit)
+        return hub_dataset(_parse_hub(rest), size, split, limit, name=source)
     if kind == "folder" and rest:
         return ImageFolder(rest, size, split, limit)
     if kind == "webdataset" and rest:

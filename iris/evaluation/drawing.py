@@ -31,11 +31,12 @@ def to_tensor(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
 def source_of(pipe: IRISPipeline, data: str = "") -> str:
     """The data source to measure a model with: `data`, or that of its last training. A warning where the two are of different kinds.
 
-    Of a folder a model knows the name alone, so that one has to be given: QualityError.
+    Of a folder or of shards a model knows the names alone, so these have to be given: QualityError.
     """
     trained = str(pipe.metadata.get("training", {}).get("data", "scenes"))
-    if not data and "folder:" in trained:
-        raise QualityError(f"the model was trained on {trained}, and knows no more of that folder than its name; say where it lies: data = folder:/path/to/it.")
+    local = [kind for kind in ("folder", "webdataset") if f"{kind}:" in trained]
+    if not data and local:
+        raise QualityError(f"the model was trained on {trained}, and knows no more of that than its name; say where it lies: data = {local[0]}:/path/to/it.")
     kinds = [{part.partition(":")[0].partition("*")[0].strip() for part in source.split("+")} for source in (data or trained, trained)]
     if not kinds[0] & kinds[1]:
         warnings.warn(f"The model was trained on {trained}; here it is measured with {data}.", stacklevel=2)

@@ -92,6 +92,14 @@ def first_model(*candidates: str) -> str:
     return ""
 
 
+def named_model(name: str) -> str:
+    """The model that a person named, or "" where none was; a CheckpointError where there is none of that name, also for a RUN/pipeline."""
+    found = first_model(name)
+    if name and not found:
+        raise CheckpointError(f"there is no model in {name}, nor below {CLONE} or the mirror; run the stage that leaves it, or give another folder or a hub id.")
+    return found
+
+
 def find_start(candidates: list[str], config: IRISConfig, needs: tuple[str, ...]) -> Start | None:
     """The first of `candidates` (folders or hub ids) that is a model of this configuration with the parts in `needs`; None otherwise.
 
@@ -112,15 +120,15 @@ def start_with_autoencoder(candidates: list[str], config: IRISConfig, data: tupl
     """The first usable candidate; where there is none, an autoencoder trained here and now, in `folder`, by the recipe `train`.
 
     So a stage can be run alone, in an empty folder too. One that an earlier session finished there is taken as it is: what the generator
-    learned since is worth nothing to another autoencoder. A model that was named, and is no RUN/pipeline, has to fit: a
-    CheckpointError says so before any training. `watch` makes the `on_log` of that training from its run. Stage 5 needs a
+    learned since is worth nothing to another autoencoder. A model that is there has to fit, and one that was named, and is no
+    RUN/pipeline, has to be there: a CheckpointError says so before any training. `watch` makes the `on_log` of that training from its run. Stage 5 needs a
     teacher instead: `require_generator`.
     """
     found = find_start(candidates, config, ("autoencoder",))
     if found is not None:
         return found
     for name in filter(None, candidates):
-        if first_model(name) and not is_of_a_stage(name):
+        if first_model(name):
             raise CheckpointError(f"the autoencoder in {name} is not that of {config.name} at {config.autoencoder.image_size} px; change preset or image_size, or leave it out.")
     named = " or ".join(filter(None, candidates))
     with open_run(folder, config, train, data[0].name, start_over) as run:

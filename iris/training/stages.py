@@ -46,8 +46,8 @@ def train_autoencoder(config: IRISConfig, train_data: ImageDataset, held_out_dat
     if init is not None:
         load_module(autoencoder, _read_model(init, config, ("autoencoder",))["autoencoder"])
     begun = weights_digest(autoencoder) if init is not None else "from nothing"
-    run.settle(stage=1, pictures=fingerprint(train_data), autoencoder=begun, perceptual_weight=perceptual_weight)
     features = load_features("lite0") if perceptual_weight > 0 else None
+    run.settle(stage=1, pictures=fingerprint(train_data), autoencoder=begun, perceptual_weight=perceptual_weight, perceptual_network=features is not None)
     loss = ReconstructionLoss(features, perceptual_weight=perceptual_weight)
     if features is not None:
         features.to("cuda" if torch.cuda.is_available() else "cpu", train.dtype)
