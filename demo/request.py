@@ -60,11 +60,11 @@ class GenerationRequest:
         return dataclasses.asdict(self)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the pipeline and its probes, to which no negative prompt is None: an empty text is a caption of its own.
+        """The arguments of the pipeline and its probes.
 
-        Without guidance nothing is steered away from, so what the field holds is not used, and not told with the picture.
+        Without guidance nothing is steered away from, so what the field of the negative prompt holds is not used, and not told with the picture.
         """
-        return {**self.to_dict(), "negative_prompt": (self.negative_prompt or None) if self.guidance_scale != 1 else None}
+        return {**self.to_dict(), "negative_prompt": self.negative_prompt if self.guidance_scale != 1 else None}
 
     @property
     def guidance_factor(self) -> int:

@@ -25,8 +25,9 @@ from iris.data.images import opaque
 from iris.flow import interpolate, timestep_schedule
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator, TextContext
+from iris.prompts import PromptError, clean_negative_prompt, clean_prompt
 from iris.sampling import SAMPLERS, GuidedVelocity, SamplingError, calls_of, initial_noise, last_step
-from iris.text import PromptError, TextEncoder, clean_prompt, load_text_encoder
+from iris.text import TextEncoder, load_text_encoder
 
 MAX_SEED = 2**31 - 1
 LIMITS = {"num_steps": (1, 100), "num_iterations": (1, 64), "guidance_scale": (0.0, 20.0), "num_images": (1, 16),
@@ -214,7 +215,7 @@ class IRISPipeline:
         if not isinstance(name, str) or name not in SAMPLERS:
             raise SamplingError(f"sampler is {shortened(name)}; use one of {', '.join(SAMPLERS)}.")
         scale = _number("guidance_scale", self.defaults.guidance_scale if guidance_scale is None else guidance_scale, float)
-        negative_prompt = (clean_prompt(negative_prompt) or None) if negative_prompt else None
+        negative_prompt = clean_negative_prompt(negative_prompt)
         if negative_prompt is not None and scale == 1.0:
             raise SamplingError("a negative_prompt needs a guidance_scale other than 1: without guidance nothing is steered away from.")
         return _Request(

@@ -25,6 +25,11 @@ def clean_prompt(prompt: object) -> str:
     return without_control(prompt).strip()
 
 
+def clean_negative_prompt(prompt: object) -> str | None:
+    """The same for what guidance steers away from; None where nothing is said, which is the null caption and not an empty one."""
+    return (clean_prompt(prompt) or None) if prompt else None
+
+
 def without_control(text: str) -> str:
     """Line breaks and tabs become blanks; other control characters and lone surrogates (not encodable) are removed."""
     kept = (" " if char.isspace() else char for char in text if char.isspace() or unicodedata.category(char) not in ("Cc", "Cs"))

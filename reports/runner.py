@@ -28,7 +28,7 @@ from iris.runs import RunError, read_metrics, read_summary
 from reports.notebooks import ROOT, Notebook
 from reports.profiles import Profile
 
-UNTOLD = ("start_over", "run_folder")  # parameters that decide nothing about what comes out
+UNTOLD = ("start_over", "run_folder", "repo_url")  # parameters that decide nothing about what comes out
 CODE = ("iris", "notebooks", "demo/models", "reports/*.py", "reports/profiles")  # what decides a figure
 _RUN = re.compile(r"runs/(\d\d)(?:/|$)")  # a run of the same profile, wherever it lies; any other folder is what it says
 FINISHED, CONTINUE, CHANGED, NEW = "finished", "continue", "changed", "new"

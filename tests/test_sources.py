@@ -314,6 +314,8 @@ def test_a_caption_with_a_comma_and_without_quotes_is_not_cut(tmp_path: Path) ->
     (tmp_path / "art" / "metadata.csv").write_text("file_name,text\n" + "\n".join(f"{name},red apple, fluent 3d emoji" for name in names))
     with pytest.raises(DataError, match=r"line 2: there are more columns.*in quotes"):
         ImageFolder(tmp_path / "art", 16, "all")
+    (tmp_path / "art" / "metadata.csv").write_text("file_name,text\n" + "\n".join(f"{name},red apple,," for name in names))  # a spreadsheet's empty columns
+    assert {example.captions for example in ImageFolder(tmp_path / "art", 16, "all")} == {("red apple",)}
 
 
 def test_pictures_that_a_table_leaves_out_are_counted_and_named(tmp_path: Path) -> None:

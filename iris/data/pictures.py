@@ -195,7 +195,7 @@ def _check_skipped(name: str, skipped: Counter, names: Sequence[str], kept: int,
         raise DataError(f"{name} has no picture in split {split!r}" + (f"; all {lost} were skipped ({reasons}): {which}." if lost else "; it needs more pictures."))
     least, most = (2, 5 * MAX_SKIPPED_SHARE) if split == "held_out" else (1, MAX_SKIPPED_SHARE)  # chance fills a twentieth less evenly
     if lost > max(least, most * (lost + kept)):
-        raise DataError(f"{name}: {lost} of {lost + kept} pictures had to be skipped ({reasons}); at most {most:.0%} may be bad, repair or remove them: {which}.".replace("%", " %"))
+        raise DataError(f"{name}: {lost} of {lost + kept} pictures had to be skipped ({reasons}); at most {100 * most:.0f} % may be bad, repair or remove them: {which}.")
     if lost:
         log.warning("%s: %d of %d pictures were skipped (%s).", name, lost, lost + kept, reasons)
 
@@ -215,7 +215,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def read_csv(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a .csv file with a header, its columns parted by commas, semicolons or tabs; {} for one that cannot be read, such as one with a giant field.
 
-    A row with more columns than the header is a DataError: a caption with a comma and without quotes would be cut there.
+    A row that says more than the header has columns is a DataError: a caption with a comma and without quotes would be cut there.
     """
     text = text_of(path.read_bytes())
     header = text.partition("\n")[0]
@@ -227,6 +227,6 @@ def read_csv(path: Path) -> Iterator[dict[str, Any]]:
             return
         except csv.Error:
             row = {}
-        if None in row:
+        if any(row.pop(None, ())):
             raise DataError(f"{path.name}, line {rows.line_num}: there are more columns than in the first line; put a caption that has a comma in quotes.")
         yield {name.strip(): value for name, value in row.items()}

@@ -22,9 +22,9 @@ from iris.flow import interpolate, timestep_schedule, velocity_to_data
 from iris.nn.generator import INITIAL_STATE_STD, Generator, TextContext, relative_change
 from iris.nn.mixer import MixerMaps
 from iris.pipeline import LIMITS, IRISPipeline, from_pil
+from iris.prompts import clean_negative_prompt, clean_prompt
 from iris.rng import rng_for
 from iris.sampling import NOISE, SAMPLERS, GuidedVelocity, initial_noise, last_step
-from iris.text import clean_prompt
 
 START = 9  # purpose of the random stream that draws initial states
 
@@ -180,7 +180,7 @@ def tracing(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | Non
     low, high = LIMITS["num_iterations"]
     if isinstance(depth, str) or not low <= depth <= high:
         raise ProbeError(f"num_iterations is {depth!r}; a trace needs a fixed number from {low} to {high}.")
-    prompt, negative_prompt = clean_prompt(prompt), (clean_prompt(negative_prompt) or None) if negative_prompt else None
+    prompt, negative_prompt = clean_prompt(prompt), clean_negative_prompt(negative_prompt)
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     with torch.inference_mode():
         context, away = pipe.contexts([prompt], negative_prompt)
