@@ -227,7 +227,7 @@ CSS = """
 .section { font-weight: 550; margin: 14px 0 6px; }
 h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
 .choose { align-items: end; }
-.paper { max-width: 62em; overflow-x: auto; }
+.paper { max-width: 62em; overflow-x: auto; border-radius: 0 !important; }
 .paper table { font-size: .875rem; display: table !important; border: 0 !important; width: auto; overflow: visible !important; }
 .paper .scroll { overflow-x: auto; margin: 8px 0; }
 .paper pre, .paper code { white-space: pre-wrap !important; overflow-wrap: anywhere; }
