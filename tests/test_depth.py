@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from oracles import Art, pixel_features
 from PIL import Image
 from typer.testing import CliRunner
 
 from iris.data import caption_scene, render_scene
+from iris.evaluation import depth
 from iris.evaluation.__main__ import app
 from iris.evaluation.depth import (
     EXAM_KINDS,
@@ -194,6 +196,23 @@ def test_the_threshold_is_the_largest_that_draws_practice_scenes_as_well_as_the_
     assert practised_threshold(practice, Setting(3, "auto"), Setting(3, 4)) == max(value for value in THRESHOLDS if value < 0.5)
     assert practised_threshold(practice, Setting(3, "auto"), Setting(3, 2)) == THRESHOLDS[0]  # nothing is lost where the best depth is wrong too
     assert practice.pipe.defaults.exit_threshold == SamplingDefaults().exit_threshold
+
+
+def test_without_scenes_the_threshold_is_chosen_on_captions_of_the_training(pipe: IRISPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on those that judge it; and in batches of the size that was asked for."""
+    art = {"train": Art(("round",)), "held_out": Art(("flat-style",))}
+    monkeypatch.setattr(depth, "load_dataset_by_name", lambda source, size, split, limit: art[split])
+    monkeypatch.setattr(depth, "features_by_name", lambda batch_size: pixel_features)
+    exam = DepthExam(pipe, 0, 6, "emoji", batch_size=3)
+    assert len(exam.captions) == 6 and all(caption.endswith("in flat style style") for caption in exam.captions)
+    asked, calibrate = [], depth.calibrate_threshold
+    monkeypatch.setattr(depth, "calibrate_threshold", lambda pipe, prompts, *rest: asked.append((prompts, rest[-1])) or calibrate(pipe, prompts, *rest))
+    fixed = exam.take(Setting(2, 2))
+    threshold, _ = depth._automatic(exam, exam, 2, fixed, fixed, False)
+    (prompts, batch_size), = asked
+    assert set(prompts) == {item.captions[1] for item in art["train"].items} and batch_size == 3
+    one_by_one = calibrate(pipe, prompts, range(len(prompts)), 2, 2, 2 * pipe.config.generator.mean_iterations, batch_size=1)
+    assert one_by_one.threshold == pytest.approx(threshold, rel=0.11)
 
 
 def test_everything_is_measured_and_told_on_the_card(pipe: IRISPipeline) -> None:

@@ -65,6 +65,13 @@ def test_a_copyist_is_found_out_and_named_with_what_it_copied():
     assert all(item.neighbour.captions[0] == item.prompt for item in found)
 
 
+def test_a_copy_in_one_style_is_asked_for_in_that_style(monkeypatch: pytest.MonkeyPatch):
+    art = Art()
+    monkeypatch.setattr(neighbours, "load_dataset_by_name", lambda source, size, split, limit: art)
+    found, shares = nearest_training(Oracle({item.captions[1]: item.image for item in art.items}), "emoji", 16)
+    assert shares["copied"].value == 1 and all(item.prompt == item.neighbour.captions[1] for item in found)
+
+
 def test_who_draws_what_training_never_saw_copies_as_little_as_real_pictures_do():
     _, shares = nearest_training(Copyist(None), "scenes", 12)
     assert shares["copied"] == shares["unseen_copied"] and shares["ratio"] == shares["unseen_ratio"]

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import Oracle, pixel_features
+from oracles import Art, Oracle, pixel_features
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
 from iris.config import preset
-from iris.data import Scenes, caption_scene, render_scene
+from iris.data import Example, Scenes, caption_scene, render_scene
 from iris.evaluation import drawing, metrics, quality
 from iris.evaluation.__main__ import app
 from iris.model import IRISModel
@@ -175,6 +175,16 @@ def test_kernel_distance_tells_true_pictures_from_others():
     assert quality.sample_kid(Oracle(truth), data, 40, pixel_features) == right
     with pytest.raises(drawing.QualityError, match="too few"):
         quality.sample_kid(Oracle(truth), data, 2, pixel_features)
+
+
+def test_art_is_asked_for_by_its_style():
+    """Else a picture in another style, which the bare name allows, would stand against the style's art."""
+    art = Art()
+    truth = {item.captions[1]: item.image for item in art.items}
+    found = quality.sample_kid(Oracle(truth), art, 16, pixel_features)
+    assert found["pictures"] == 16 and found["kid"].value < 1e-6
+    assert drawing.telling_caption(Example(art.items[0].image, ("a dog",), "thing", "flat-style/1")) == "a dog"  # no caption names it
+    assert drawing.telling_caption(Example(art.items[0].image, ("a dog", "dog 2"), "thing", "2")) == "a dog"  # there are no styles
 
 
 def test_the_feature_network_is_the_one_that_the_perceptual_loss_does_not_see():

@@ -19,8 +19,16 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from iris.data import ImageDataset, caption_scene, load_dataset_by_name, streams
-from iris.evaluation.drawing import Features, QualityError, features_by_name, has_scenes, source_of, to_tensor
+from iris.data import Example, caption_scene, load_dataset_by_name, streams
+from iris.evaluation.drawing import (
+    Features,
+    QualityError,
+    features_by_name,
+    has_scenes,
+    source_of,
+    telling_caption,
+    to_tensor,
+)
 from iris.evaluation.metrics import Estimate, kernel_distance
 from iris.evaluation.quality import scene_specs, score_scenes
 from iris.pipeline import IRISPipeline
@@ -30,6 +38,7 @@ Grid = tuple[tuple[int, ...], tuple[int, ...]]  # steps and iterations of the ma
 GRID: Grid = ((2, 4, 8, 16), (1, 2, 4, 8))
 STUDENT_GRID: Grid = ((1, 2, 4), (2, 4, 8, 16))
 CARRIED_DEPTHS = (1, 2, 3, 4, 6)  # a carried state needs fewer
+PRACTICE_CAPTIONS = 32  # of the training, where there are no scenes
 THRESHOLDS = (1.0, 0.84, 0.71, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.21, 0.18, 0.15, 0.12, 0.1)  # of "auto", tried on practice scenes
 
 
@@ -89,19 +98,23 @@ class DepthExam:
         self.features: Features | None = features_by_name(batch_size=batch_size) if samples else None
         self.captions: list[str] = []
         if samples:
-            held_out = load_dataset_by_name(source, pipe.image_size, "held_out", samples if streams(source) else None)
-            self.captions, self.real = self._real(held_out, min(samples, len(held_out)))
-
+            items = self._items("held_out", samples)
+            self.captions, self.real = [telling_caption(item) for item in items], self.features(to_tensor([item.image for item in items]))
         if not self.specs and not self.captions:
             raise QualityError(f"there is nothing to judge pictures of {source} by; give a number of samples for the kernel distance.")
 
-    def _real(self, dataset: ImageDataset, number: int) -> tuple[list[str], torch.Tensor]:
-        items = [dataset[int(index)] for index in np.random.default_rng(self.seed).permutation(len(dataset))[:number]]
-        return [item.captions[0] for item in items], self.features(to_tensor([item.image for item in items]))
+    def _items(self, split: str, number: int) -> list[Example]:
+        """Up to `number` pictures of a split with their captions, chosen by the seed."""
+        dataset = load_dataset_by_name(self.source, self.pipe.image_size, split, number if streams(self.source) else None)
+        return [dataset[int(index)] for index in np.random.default_rng(self.seed).permutation(len(dataset))[:number]]
 
     def practice(self) -> DepthExam:
         """Twice as many scenes of the same kinds as training has them: what is chosen on these may be judged by the exam's own."""
         return DepthExam(self.pipe, 2 * self.count, 0, self.source, self.seed + 1, self.batch_size, self.guidance_scale, "train")
+
+    def practice_captions(self) -> list[str]:
+        """The same for a model without scenes: captions of the training."""
+        return [telling_caption(item) for item in self._items("train", PRACTICE_CAPTIONS)]
 
     def take(self, setting: Setting, pipe: IRISPipeline | None = None) -> Outcome:
         """Draw everything with `setting` and judge it; another `pipe` is asked the same captions and seeds."""
@@ -169,7 +182,7 @@ class Calibration:
 
 @torch.inference_mode()
 def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], num_steps: int, fixed: int, deep: int,
-                        guidance_scale: float | None = None, carry_state: bool = False) -> Calibration:
+                        guidance_scale: float | None = None, carry_state: bool = False, batch_size: int = 16) -> Calibration:
     """The largest threshold of "auto" whose pictures lie as close to those of `deep` iterations as those of `fixed` iterations do,
 
     found to 5 % by halving on a logarithmic scale from 0.01 to 1; 0.01 where none is close enough.
@@ -182,9 +195,13 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
         raise QualityError(f"a fixed depth of {fixed} is not less than the deep one of {deep}.")
 
     def latents(num_iterations: int | str, carried: bool = carry_state) -> tuple[torch.Tensor, float]:
-        result = pipe(list(prompts), seed=list(seeds), num_steps=num_steps, num_iterations=num_iterations, guidance_scale=guidance_scale,
-                      carry_state=carried)
-        return result.latents.float(), float(np.mean(result.iterations))
+        found, spent = [], []
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            result = pipe(list(prompts[part]), seed=list(seeds[part]), num_steps=num_steps, num_iterations=num_iterations,
+                          guidance_scale=guidance_scale, carry_state=carried)
+            found, spent = [*found, result.latents.float()], spent + result.iterations
+        return torch.cat(found), float(np.mean(spent))
 
     def distance(found: torch.Tensor) -> float:
         return float((found - goal).square().flatten(1).mean(1).sqrt().median())
@@ -222,7 +239,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student),
     fresh and with the state carried from step to step, and the share of core passes that carrying saves; where it saves any,
     "carry_state" holds and the rest is drawn so. "matrix" of steps x iterations with the "frontier" that follows. "automatic": the
-    threshold chosen on practice scenes (by distances where there are none), and auto beside "cheapest_fixed", the cheapest of the
+    threshold chosen on practice scenes (where there are none, by distances on captions of the training), and auto beside "cheapest_fixed", the cheapest of the
     "fixed" depths of equal quality: as many steps, their state carried where auto carries its own. Where right answers decide, `looks`
     held-out captions tell by the kernel distance whether these two look alike too, and "equal" asks for both. "teacher": what a
     student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given. A `timestep_shift` stands for
@@ -273,10 +290,10 @@ def _automatic(exam: DepthExam, look: DepthExam, num_steps: int, best: Outcome, 
     if exam.specs:
         threshold = practised_threshold(exam.practice(), setting, best.setting)
     else:
-        prompts = exam.captions[:32]
+        prompts = exam.practice_captions()
         seeds, depth = range(exam.seed, exam.seed + len(prompts)), int(fixed.setting.num_iterations)
         threshold = calibrate_threshold(pipe, prompts, seeds, num_steps, depth, max(2 * depth, 2 * pipe.config.generator.mean_iterations),
-                                        exam.guidance_scale, carry_state).threshold
+                                        exam.guidance_scale, carry_state, exam.batch_size).threshold
     with _defaults(pipe, exit_threshold=threshold):
         automatic = exam.take(setting)
         return threshold, automatic if look is exam else replace(automatic, kid=look.take(setting).kid)

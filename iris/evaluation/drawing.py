@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from iris.data import Example
 from iris.features import load_features
 from iris.pipeline import IRISPipeline, from_pil
 
@@ -46,6 +47,15 @@ def source_of(pipe: IRISPipeline, data: str = "") -> str:
 def has_scenes(source: str) -> bool:
     """Whether a source, or a part of a mix, is drawn scenes."""
     return any(part.strip().startswith("scenes") for part in source.split("+"))
+
+
+def telling_caption(item: Example) -> str:
+    """The caption that asks for this very picture: the first one, or where pictures come in styles (keys STYLE/CONCEPT) the first that names it.
+
+    Drawn from "red apple" alone, a picture may rightly come in any style, and says little of how near it is to the art of one.
+    """
+    style = item.key.rpartition("/")[0].replace("-", " ")
+    return next((caption for caption in item.captions if style and style in caption.lower()), item.captions[0])
 
 
 def draw_all(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, what: str = "drawing",

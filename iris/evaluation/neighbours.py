@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from iris.data import Example, ImageDataset, emoji_of, load_dataset_by_name, streams
-from iris.evaluation.drawing import Features, QualityError, draw_all, features_by_name, to_tensor
+from iris.evaluation.drawing import Features, QualityError, draw_all, features_by_name, telling_caption, to_tensor
 from iris.evaluation.metrics import bootstrap, retrieval_ranks, share
 from iris.pipeline import IRISPipeline
 
@@ -122,7 +122,7 @@ def retrieve(pipe: IRISPipeline, queries: ImageDataset, gallery: Gallery, limit:
     items = [item for item in (queries[index] for index in range(len(queries))) if gallery.holds(item.key)][:limit]
     if not items:
         raise QualityError(f"no picture of {queries.name!r} has its concept and style in the gallery {gallery.art.name!r}.")
-    prompts = [_styled_caption(item) for item in items]
+    prompts = [telling_caption(item) for item in items]
     images = draw_all(pipe, prompts, range(seed, seed + len(items)), batch_size, "retrieval", **arguments)
     found = []
     for item, prompt, image, drawn in zip(items, prompts, images, gallery.features(to_tensor(images)), strict=True):
@@ -138,11 +138,6 @@ def _concept(key: str) -> str:
 
 def _style(key: str) -> str:
     return key.rpartition("/")[0]
-
-
-def _styled_caption(item: Any) -> str:
-    style = _style(item.key).replace("-", " ")
-    return next((caption for caption in item.captions if style and style in caption.lower()), item.captions[0])
 
 
 # ---------------------------------------------------------------------------------------------------- copies
@@ -175,7 +170,7 @@ def nearest_training(pipe: IRISPipeline, source: str, limit: int = 64, seed: int
     training = load_dataset_by_name(source, pipe.image_size, "train", told.get("examples") if streams(source) or told.get("data") == source else None)
     unseen = load_dataset_by_name(source, pipe.image_size, "held_out", limit)
     asked = [training[index] for index in range(min(limit, len(training)))]
-    prompts = [item.captions[0] for item in asked]
+    prompts = [telling_caption(item) for item in asked]
     images = draw_all(pipe, prompts, range(seed, seed + len(asked)), batch_size, "copies", **arguments)
     drawn, real = _small(to_tensor(images)), _small(to_tensor([unseen[index].image for index in range(min(limit, len(unseen)))]))
     nearest, ratios, count = _two_nearest(torch.cat([drawn, real]), training)

@@ -41,6 +41,7 @@ from iris.evaluation.drawing import (
     features_by_name,
     has_scenes,
     source_of,
+    telling_caption,
     to_tensor,
 )
 from iris.evaluation.metrics import Estimate, bootstrap, kernel_distance, psnr, psnr_by_band, share, ssim
@@ -187,7 +188,7 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
                batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
     """Kernel distance of pictures drawn from the captions of `dataset` to its own pictures.
 
-    {"pictures", "kid", "kid_null", "kid_blur"}; see `reconstruction_quality` for the two that stand beside it. The first caption of
+    {"pictures", "kid", "kid_null", "kid_blur"}; see `reconstruction_quality` for the two that stand beside it. The `telling_caption` of
     each item is drawn with seed + i; `arguments` (num_steps, num_iterations, ...) go to the pipeline.
     """
     number = min(count, len(dataset))
@@ -197,7 +198,7 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
         raise QualityError(f"{number} pictures are too few for a kernel distance; use {FEWEST} or more, and 512 for a figure to quote.")
     features = features or features_by_name()
     items = [dataset[index] for index in random.Random(seed).sample(range(len(dataset)), number)]
-    images = draw_all(pipe, [item.captions[0] for item in items], range(seed, seed + number), batch_size, "samples", **arguments)
+    images = draw_all(pipe, [telling_caption(item) for item in items], range(seed, seed + number), batch_size, "samples", **arguments)
     seen: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, number, batch_size):
         real = to_tensor([item.image for item in items[start: start + batch_size]])
