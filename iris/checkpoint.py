@@ -1,7 +1,8 @@
 """Checkpoint folders: safetensors shards, a JSON config, and a manifest with the sha256 of every file.
 
     FOLDER/config.json                          {"format_version", "config", "metadata"}
-    FOLDER/PART-00001-of-0000N.safetensors      tensors of one part ("autoencoder", "generator", "ema", ...)
+    FOLDER/PART-00001-of-0000N.safetensors      tensors of one part ("autoencoder", "generator", "ema", ...),
+                                                where asked for with matrices in eight bits (see `iris.eight_bits`)
     FOLDER/manifest.json                        {file: {"sha256", "bytes"}}
 
 Nothing but safetensors and JSON is ever opened, so a checkpoint cannot run code. safetensors alone does not notice a
@@ -27,6 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from iris.eight_bits import SCALE, from_eight_bits, to_eight_bits
 from iris.locks import process_lives
 from iris.replacing import backup_of, flush_folder, put_in_place
 
@@ -66,13 +68,15 @@ def write_checkpoint(
     metadata: Mapping[str, Any] | None = None,
     shard_bytes: int = 9_500_000,
     dtype: torch.dtype | None = None,
+    eight_bits: Sequence[str] = (),
 ) -> Path:
     """Write a checkpoint folder in one atomic step and return its path.
 
     config, metadata: plain JSON data. tensors: part -> name -> tensor of any dtype, device and shape; views and shared
     tensors are stored as copies. shard_bytes: size at which a part is split into another file (a single larger tensor
-    gets a file of its own). dtype: floating tensors are cast to it. Raises CheckpointError, and leaves what was in
-    `folder` untouched, when the data do not fit the format or the disk refuses them.
+    gets a file of its own). dtype: floating tensors are cast to it. eight_bits: parts whose matrices are stored as int8.
+    Raises CheckpointError, and leaves what was in `folder` untouched, when the data do not fit the format or the disk
+    refuses them.
     """
     folder = Path(folder).expanduser().resolve()
     header = {"format_version": FORMAT_VERSION, "config": dict(config), "metadata": dict(metadata or {})}
@@ -81,6 +85,10 @@ def write_checkpoint(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's config or metadata is not plain JSON data: {error}.") from error
     _check_parts(tensors)
+    try:
+        tensors = {part: to_eight_bits(named) if part in eight_bits else named for part, named in tensors.items()}
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint {folder} could not be written: {error}.") from error
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
@@ -133,7 +141,7 @@ def _fill(
     for part, named in tensors.items():
         shards = _split(named, shard_bytes, dtype)
         for number, names in enumerate(shards, start=1):
-            stored = {name: _storable(f"{part}: {name}", named[name], dtype) for name in names}
+            stored = {name: _storable(f"{part}: {name}", named[name], _kind(name, named[name], dtype)) for name in names}
             file = f"{part}-{number:05d}-of-{len(shards):05d}.safetensors"
             manifest[file] = _write_file(draft / file, safetensors.torch.save(stored))
     _write_file(draft / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
@@ -145,8 +153,7 @@ def _split(named: Mapping[str, Tensor], shard_bytes: int, dtype: torch.dtype | N
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in named.items():
-        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        size = tensor.numel() * kind.itemsize
+        size = tensor.numel() * _kind(name, tensor, dtype).itemsize
         if shards[-1] and filled + size > shard_bytes:
             shards.append([])
             filled = 0
@@ -155,12 +162,17 @@ def _split(named: Mapping[str, Tensor], shard_bytes: int, dtype: torch.dtype | N
     return shards
 
 
-def _storable(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _kind(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype that a tensor is stored in. A row's scale can be too small for half precision."""
+    return dtype if dtype is not None and tensor.is_floating_point() and not name.endswith(SCALE) else tensor.dtype
+
+
+def _storable(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous CPU copy with storage of its own (safetensors refuses shared storage)."""
     if tensor.is_meta or tensor.layout != torch.strided:
         raise CheckpointError(f"{name} has no dense data and cannot be stored.")
     tensor = tensor.detach()
-    if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+    if tensor.dtype != dtype:
         cast = tensor.to(dtype)
         if bool((torch.isfinite(tensor) & ~torch.isfinite(cast)).any()):
             raise CheckpointError(f"{name} holds values outside the range of {dtype}; store it in a wider dtype.")
@@ -308,7 +320,10 @@ def _read_part(folder: Path, names: Sequence[str], manifest: Mapping[str, Mappin
         if repeated:
             raise CheckpointError(f"{folder / name} repeats the tensor {repeated[0]}.")
         tensors.update(shard)
-    return tensors
+    try:
+        return from_eight_bits(tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / names[0]} and what follows it are not what was written: {error}.") from error
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -331,15 +331,16 @@ class IRISPipeline:
         pipeline = cls(config, autoencoder, generator, load_text_encoder(config.text), defaults, {**stored.metadata, "hash": manifest_hash(stored.folder)})
         return pipeline.to(device) if device is not None else pipeline
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> Path:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16, eight_bits: Sequence[str] = ()) -> Path:
         """Write config.json, safetensors shards below 10 MB and a sha256 manifest, atomically; returns the folder.
 
+        eight_bits: of "generator" and "autoencoder" those whose matrices are stored as int8, in half of fp16's size.
         Where this computer keeps the text encoder is left out: it would be wrong on another one.
         """
         metadata = {key: value for key, value in self.metadata.items() if key != "hash"} | {"defaults": asdict(self.defaults)}
         config = replace(self.config, text=replace(self.config.text, path=""))
         return write_checkpoint(Path(folder), config.to_dict(), state_dicts(autoencoder=self.autoencoder, generator=self.generator),
-                                metadata, dtype=dtype)
+                                metadata, dtype=dtype, eight_bits=eight_bits)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """Upload to the hub (a login is needed); returns the address of the commit."""

@@ -196,6 +196,8 @@ def model_card(pipe: IRISPipeline, name: str, quality: dict[str, Any], depth: di
     training, defaults = pipe.metadata["training"], pipe.defaults
     trainings = [*training.get("before", []), {key: value for key, value in training.items() if key != "before"}]
     recipes = "\n".join(f"- {_told(part)}\n  Recipe: `{json.dumps(_recipe(part))}`" for part in trainings)
+    rounded = "eight bits (the generator's matrices) and half precision (all else)" if pipe.metadata.get("eight_bits") else "half precision"
+    weights = "on these weights" if quality.get("as_released") else f"on the run's weights before they were rounded to {rounded}"
     parts = {"generator": pipe.generator, "of that the shared core": pipe.generator.core, "autoencoder": pipe.autoencoder}
     rows = "\n".join(f"| {key} | {value} |" for key, value in _estimates(quality))
     measured = f"| figure | value (95 % interval) |\n|---|---|\n{rows}" if rows else "Not measured."
@@ -223,6 +225,7 @@ Not picked: {"captions of the first 64 training pictures, which are shuffled" if
 
 ## Weights
 {chr(10).join(f"- {part}: {parameter_count(module) / 1e6:.2f} M parameters" for part, module in parts.items())}
+- stored in {rounded}
 - text encoder, not included: {pipe.config.text.encoder}, {pipe.config.text.max_tokens} tokens
 
 ## Data and licences
@@ -240,8 +243,8 @@ Text states come from all-MiniLM-L6-v2 (Apache-2.0); the autoencoder's perceptua
 {recipes}
 {f"{chr(10)}{note}{chr(10)}" if note else ""}
 ## Measured
-On held-out data (`retrieval_train`: on captions of the training), by `python -m iris.evaluation quality RUN/pipeline{_settings(quality or {})} --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""}, on the run's weights before
-they were rounded to half precision.
+On held-out data (`retrieval_train`: on captions of the training), by `python -m iris.evaluation quality RUN/pipeline{_settings(quality or {})} --json`{f" (seed {quality['seed']}; {_sizes(quality)})" if quality else ""},
+{weights}.
 
 {measured}
 
@@ -264,6 +267,7 @@ def release(
     num_iterations: Annotated[int | None, typer.Option(help="default core iterations; the run's own by default")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="default guidance; the run's own by default")] = None,
     autoencoder_data: Annotated[str, typer.Option(help="what the autoencoder was trained on, for a run that does not tell")] = "",
+    eight_bits: Annotated[bool | None, typer.Option("--eight-bits/--half", help="store the generator's matrices in eight bits; a release over itself keeps what it is")] = None,
     note: Annotated[str, typer.Option(help="what the card's recipes do not tell, such as a change of the weights by hand")] = "",
 ) -> None:
     """Write the released model, its card and its sample sheet."""
@@ -272,6 +276,11 @@ def release(
     if run.resolve() == folder.resolve() and not kept and not (quality and depth and note):
         raise typer.BadParameter(f"{folder} tells its figures on its card alone; give --quality, --depth and --note again, or they are lost.")
     figures, thinking = (json.loads(file.read_text()) if file else kept.get(name, {}) for name, file in (("quality", quality), ("depth", depth)))
+    for name, told in (("quality", figures if quality else {}), ("depth", thinking if depth else {})):
+        if (told.get("model_hash") or pipe.metadata["hash"]) != pipe.metadata["hash"]:
+            raise typer.BadParameter(f"--{name} measures another model than {run}: its hash is {told['model_hash']}, that of {run} {pipe.metadata['hash']}.")
+    if quality:
+        figures["as_released"] = run.resolve() == folder.resolve()
     note = note or kept.get("note", "")
     pipe.metadata["figures"] = {"quality": figures, "depth": thinking, "note": note}
     chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale,
@@ -285,10 +294,13 @@ def release(
         pipe.metadata["frontier"] = thinking["frontier"]
         if "right" in thinking["by_iterations"][0]:
             pipe.metadata["by_iterations"] = {row["num_iterations"]: round(row["right"]["every"]["value"], 4) for row in thinking["by_iterations"]}
-    pipe.save_pretrained(folder)
-    pipe = IRISPipeline.from_pretrained(folder, text_path=pipe.config.text.path)  # the sheet shows what is released, half precision included
+    if eight_bits is not None:
+        pipe.metadata["eight_bits"] = eight_bits
+    stored = ("generator",) if pipe.metadata.get("eight_bits") else ()
+    pipe.save_pretrained(folder, eight_bits=stored)
+    pipe = IRISPipeline.from_pretrained(folder, text_path=pipe.config.text.path)  # the sheet shows what is released, rounding included
     prompts, images, pipe.metadata["examples"] = contact_sheet(pipe, source)
-    pipe.save_pretrained(folder)
+    pipe.save_pretrained(folder, eight_bits=stored)
     save_figure(image_grid(images, prompts, columns=8), folder / "samples.png", dpi=100)
     (folder / "README.md").write_text(model_card(pipe, folder.as_posix(), figures, thinking, note))
     typer.echo(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")

@@ -35,7 +35,7 @@ def run(pipeline: IRISPipeline, tmp_path: Path):
 def test_share_alike_art_and_art_without_a_known_licence_are_not_released(run, tmp_path: Path, told: dict) -> None:
     """Whichever training of the model saw it."""
     with pytest.raises(typer.BadParameter, match=r"share-alike|no licence"):
-        release(run(told), tmp_path / "released", None, None, None, None, None, "", "")
+        release(run(told), tmp_path / "released", None, None, None, None, None, "", None, "")
     assert not (tmp_path / "released").exists()
 
 
@@ -56,19 +56,19 @@ def test_a_release_draws_by_what_was_measured_and_tells_it(run, tmp_path: Path) 
         "by_iterations": [row], "fixed": [row],
         "cheapest_fixed": row, "carried": {"num_steps": 8, "saved": 0.25}, "frontier": {"Draft": [2, 2], "Balanced": [4, 2], "Best": [8, 4], "Automatic": [12, "auto"]},
         "automatic": {"threshold": 0.42, "outcome": row | {"setting": "12 x auto"}, "share_of_fixed": 0.8, "equal": True}}))
-    release(run(training("scenes", before=[training("emoji:fluent-3d")])), tmp_path / "released", figures, thinking, 3, 2, None, "", "By hand.")
+    release(run(training("scenes", before=[training("emoji:fluent-3d")])), tmp_path / "released", figures, thinking, 3, 2, None, "", None, "By hand.")
     pipe = IRISPipeline.from_pretrained(tmp_path / "released")
     assert (pipe.defaults.num_steps, pipe.defaults.num_iterations, pipe.defaults.guidance_scale) == (3, 2, 2.0)
     assert (pipe.defaults.exit_threshold, pipe.defaults.carry_state, pipe.defaults.timestep_shift) == (0.42, True, 0.6)
     assert pipe.metadata["frontier"]["Draft"] == [2, 2] and pipe.metadata["by_iterations"] == {"2": 0.5} and len(pipe.metadata["examples"]) == 6
     card = (tmp_path / "released" / "README.md").read_text()
     assert (tmp_path / "released" / "samples.png").stat().st_size > 1000
-    for told in ("fluent-3d: MIT", "scenes: drawn by this repository", "0.5 (0.2 to 0.8)", "relative change of 0.42", "80%", "By hand.",
+    for told in ("before they were rounded to half precision", "fluent-3d: MIT", "scenes: drawn by this repository", "0.5 (0.2 to 0.8)", "relative change of 0.42", "80%", "By hand.",
                  "--data scenes --count 8 --samples 0 --num-steps 12 --guidance-scale 3 --timestep-shift 0.6 --seed 3 --json"):
         assert told in card, told
     shards = [file.read_bytes() for file in sorted((tmp_path / "released").glob("*.safetensors"))]
     thinking.write_text(thinking.read_text().replace('"threshold": 0.42', '"threshold": 0.31'))
-    release(tmp_path / "released", tmp_path / "released", None, thinking, None, None, None, "", "")
+    release(tmp_path / "released", tmp_path / "released", None, thinking, None, None, None, "", None, "")
     assert (tmp_path / "released" / "README.md").read_text() == card.replace("relative change of 0.42", "relative change of 0.31")
     again = IRISPipeline.from_pretrained(tmp_path / "released")
     assert again.defaults == dataclasses.replace(pipe.defaults, exit_threshold=0.31) and again.metadata["training"] == pipe.metadata["training"]
@@ -76,4 +76,25 @@ def test_a_release_draws_by_what_was_measured_and_tells_it(run, tmp_path: Path) 
     del again.metadata["figures"]  # a model released before they were kept
     again.save_pretrained(tmp_path / "released")
     with pytest.raises(typer.BadParameter, match="tells its figures on its card alone"):
-        release(tmp_path / "released", tmp_path / "released", None, thinking, None, None, None, "", "")
+        release(tmp_path / "released", tmp_path / "released", None, thinking, None, None, None, "", None, "")
+
+
+@pytest.mark.slow
+def test_a_release_in_eight_bits_stays_so_and_takes_figures_of_its_own(run, tmp_path: Path) -> None:
+    half, small = tmp_path / "half", tmp_path / "small"
+    told = run(training("scenes"))
+    release(told, half, None, None, None, None, None, "", None, "")
+    release(told, small, None, None, None, None, None, "", True, "By hand.")
+
+    def shards(folder: Path) -> list[bytes]:
+        return [file.read_bytes() for file in sorted(folder.glob("*.safetensors"))]
+
+    assert sum(map(len, shards(small))) < sum(map(len, shards(half))) and "stored in eight bits" in (small / "README.md").read_text()
+    first, figures = shards(small), tmp_path / "quality.json"
+    figures.write_text(json.dumps({"scenes": {}, "seed": 0, "model_hash": IRISPipeline.from_pretrained(small).metadata["hash"]}))
+    with pytest.raises(typer.BadParameter, match="measures another model"):
+        release(half, tmp_path / "other", figures, None, None, None, None, "", None, "")
+    release(small, small, figures, None, None, None, None, "", None, "")
+    assert shards(small) == first
+    card = (small / "README.md").read_text()
+    assert "stored in eight bits" in card and "on these weights" in card

@@ -266,6 +266,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         fixed = replace(fixed, kid=look.take(fixed.setting).kid)
     return {
         "pictures": {"scenes of each kind": count if exam.specs else 0, "samples": len(exam.captions), "looks": len(look.captions)}, "data": exam.source, "seed": seed,
+        "model_hash": pipe.metadata.get("hash", ""),
         "trained_iterations": pipe.config.generator.mean_iterations,
         "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
         "timestep_shift": pipe.defaults.timestep_shift,

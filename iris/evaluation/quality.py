@@ -236,7 +236,7 @@ def measure_quality(pipe: IRISPipeline, data: str = "", scenes: int = 64, pictur
             missing[section] = str(error)
 
     common = {"seed": seed, "batch_size": batch_size, **arguments}
-    result: dict[str, Any] = {"model": pipe.config.name, "data": source, "features": FEATURES if features else None, "seed": seed,
+    result: dict[str, Any] = {"model": pipe.config.name, "model_hash": pipe.metadata.get("hash", ""), "data": source, "features": FEATURES if features else None, "seed": seed,
                               "counts": {"scenes": scenes, "pictures": pictures, "samples": samples, "retrieved": retrieved, "copies": copies},
                               "parameters": {**vars(pipe.defaults), **{name: value for name, value in arguments.items() if value is not None}}}
     if pictures:
