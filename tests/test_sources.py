@@ -328,6 +328,29 @@ def test_pictures_that_a_table_leaves_out_are_counted_and_named(tmp_path: Path) 
         ImageFolder(tmp_path / "art", 16, "all")
 
 
+def test_what_a_folder_holds_and_nobody_reads_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Captions in a table of another name, and pictures in formats that a camera writes."""
+    for n in range(4):
+        picture(n).save(tmp_path / f"{n}.png")
+    (tmp_path / "a.HEIC").write_bytes(b"1")
+    (tmp_path / "captions.csv").write_text("file_name,text\n0.png,a red one\n")
+    for split in ("train", "held_out"):
+        ImageFolder(tmp_path, 16, split)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "1 .heic files are not read; save them as JPEG or PNG." in message and "captions.csv is not read" in message and "metadata.csv" in message
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "b.avif").write_bytes(b"1")
+    with pytest.raises(DataError, match=r"holds no pictures.*1 \.avif files are not read"):
+        ImageFolder(tmp_path / "only", 16)
+    caplog.clear()
+    (tmp_path / "captions.csv").rename(tmp_path / "metadata.csv")
+    (tmp_path / "a.HEIC").unlink()
+    (tmp_path / "only" / "b.avif").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{n}.png,number {n}\n" for n in range(4)))
+    ImageFolder(tmp_path, 16)
+    assert not caplog.records
+
+
 def test_one_picture_under_two_names_is_one_picture(tmp_path: Path) -> None:
     names = named_pictures(tmp_path / "art", 40)
     (tmp_path / "art" / "metadata.csv").write_text("file_name,text\n" + "".join(f"{name},thing\n./{name},the same\n" for name in names))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,11 @@ from iris.data.pictures import (
     text_of,
 )
 
+log = logging.getLogger("iris.data")
+
+_OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw")
+_OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".parquet")
+
 
 class ImageFolder(PictureSet):
     """A user's own folder of pictures, with captions from metadata.csv or metadata.jsonl (file_name and text or caption), which speaks
@@ -41,9 +48,13 @@ class ImageFolder(PictureSet):
             raise DataError(f"{str(path)!r} is a file; unpack it, and give the path of the folder with the pictures.")
         if not root.is_dir():
             raise DataError(f"the folder {str(path)!r} does not exist; give the path of a folder with pictures.")
-        records = sorted(_merged(_folder_records(root)), key=lambda record: stable_hash(f"order {record.key}", 2**32))
+        files = sorted(path for path in root.rglob("*") if path.is_file() and not is_hidden(path.relative_to(root)))
+        passed_over = _passed_over(files)
+        if passed_over and split != "held_out":  # once, not for each split
+            log.warning("folder:%s: %s", root.name, passed_over)
+        records = sorted(_merged(_folder_records(root, files)), key=lambda record: stable_hash(f"order {record.key}", 2**32))
         if not records:
-            raise DataError(f"the folder {root.name!r} holds no pictures; put {', '.join(PICTURES)} files or a metadata.csv there.")
+            raise DataError(f"the folder {root.name!r} holds no pictures; put {', '.join(PICTURES)} files or a metadata.csv there. {passed_over}".rstrip())
         made = collect(f"folder:{root.name}", records, size, split, limit, len(records), memory_bytes)
         super().__init__(made.name, made._images, made.told, made.skipped)
 
@@ -58,8 +69,19 @@ def _merged(records: Iterable[Record]) -> Iterable[Record]:
     return merged.values()
 
 
-def _folder_records(root: Path) -> Iterator[Record]:
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not is_hidden(path.relative_to(root)))
+def _passed_over(files: Sequence[Path]) -> str:
+    """What a user may have meant as pictures or captions and is neither, in sentences; "" where there is nothing."""
+    told = []
+    formats = Counter(path.suffix.lower() for path in files if path.suffix.lower() in _OTHER_PICTURES)
+    if formats:
+        told.append(f"{', '.join(f'{count} {suffix}' for suffix, count in formats.most_common())} files are not read; save them as JPEG or PNG.")
+    tables = [path.name for path in files if path.suffix.lower() in _OTHER_TABLES]
+    if tables and not any(name.lower() in METADATA for name in tables):
+        told.append(f"{tables[0]} is not read; captions in a table are looked for in {' or '.join(METADATA)}, with file_name and text in each row.")
+    return " ".join(told)
+
+
+def _folder_records(root: Path, files: Sequence[Path]) -> Iterator[Record]:
     tables = {path.parent: path for name in reversed(METADATA) for path in files if path.name.lower() == name}  # the first name of METADATA counts
     words = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
     rows = [record for folder, table in tables.items() if not tables.keys() & set(folder.parents) for record in _metadata_records(root, table)]
