@@ -334,6 +334,11 @@ def test_what_a_folder_holds_and_nobody_reads_is_said_once(tmp_path: Path, caplo
         picture(n).save(tmp_path / f"{n}.png")
     (tmp_path / "a.HEIC").write_bytes(b"1")
     (tmp_path / "captions.csv").write_text("file_name,text\n0.png,a red one\n")
+    with pytest.raises(DataError, match=r"no caption.*captions\.csv is not read"):
+        ImageFolder(tmp_path, 16)
+    caplog.clear()
+    for n in range(4):
+        (tmp_path / f"{n}.txt").write_text(f"number {n}")
     for split in ("train", "held_out"):
         ImageFolder(tmp_path, 16, split)
     (message,) = [record.getMessage() for record in caplog.records]
@@ -347,7 +352,7 @@ def test_what_a_folder_holds_and_nobody_reads_is_said_once(tmp_path: Path, caplo
     (tmp_path / "a.HEIC").unlink()
     (tmp_path / "only" / "b.avif").unlink()
     (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{n}.png,number {n}\n" for n in range(4)))
-    ImageFolder(tmp_path, 16)
+    ImageFolder(tmp_path, 16, "train")
     assert not caplog.records
 
 

@@ -55,7 +55,10 @@ class ImageFolder(PictureSet):
         records = sorted(_merged(_folder_records(root, files)), key=lambda record: stable_hash(f"order {record.key}", 2**32))
         if not records:
             raise DataError(f"the folder {root.name!r} holds no pictures; put {', '.join(PICTURES)} files or a metadata.csv there. {passed_over}".rstrip())
-        made = collect(f"folder:{root.name}", records, size, split, limit, len(records), memory_bytes)
+        try:
+            made = collect(f"folder:{root.name}", records, size, split, limit, len(records), memory_bytes)
+        except DataError as error:
+            raise DataError(f"{error} {passed_over}".rstrip()) from None  # it may be why
         super().__init__(made.name, made._images, made.told, made.skipped)
 
 
