@@ -3,7 +3,8 @@
     python -m demo.training runs/demo/NAME
 
 runs the job that FOLDER/job.json describes: stage 1 where there is no model to go on from, then stage 3. The process belongs
-to no page and to no visitor: a closed tab, and a server that ends, leave it alone. It writes FOLDER/state.json.
+to no page and to no visitor: a closed tab, and a server that ends, leave it alone. It writes FOLDER/state.json. Told to stop, it ends
+after its step with the model as it is; told again, at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -53,12 +55,16 @@ class Job:
 
 @dataclass(frozen=True)
 class JobState:
-    """status: "running", "finished", "failed" or "stopped"; message: one sentence; started: of the process `pid`, whose number may be another's later."""
+    """status: "running", "stopping" (after its step), "finished", "failed" or "stopped"; message: one sentence; started: of the process `pid`, whose number may be another's later."""
 
     status: str
     message: str
     pid: int = 0
     started: str | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.status in ("running", "stopping")
 
 
 # --- the page's side -----------------------------------------------------------------------------------------------
@@ -109,7 +115,7 @@ def latest_job() -> Path | None:
 def running_job() -> Path | None:
     """The folder of the job that runs now."""
     folder = latest_job()
-    return folder if folder is not None and read_state(folder).status == "running" else None
+    return folder if folder is not None and read_state(folder).is_alive else None
 
 
 def read_state(folder: Path) -> JobState:
@@ -120,20 +126,25 @@ def read_state(folder: Path) -> JobState:
         state = JobState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return JobState("failed", "The training left no state.")
-    if state.status == "running" and not (state.pid > 0 and process_lives(state.pid, state.started)):
-        return JobState("failed", "The training ended without a word; log.txt in its folder may say why.", state.pid)
-    return state
+    if not state.is_alive or (state.pid > 0 and process_lives(state.pid, state.started)):
+        return state
+    if state.status == "stopping":
+        return JobState("stopped", "Stopped; no model was made.", state.pid)
+    return JobState("failed", "The training ended without a word; log.txt in its folder may say why.", state.pid)
 
 
 def stop_job(folder: Path) -> None:
-    """End the job's processes; its last checkpoint stays, a model does not come out."""
+    """Ask the job to end after its step, with the model as it is. Asked again, its processes end at once; its last checkpoint stays."""
     state = read_state(folder)
-    if state.status == "running":
-        with contextlib.suppress(psutil.Error):
-            job = psutil.Process(state.pid)
-            for process in [*job.children(recursive=True), job]:
-                process.terminate()
-        _write_state(folder, JobState("stopped", "Stopped; no model was made.", state.pid))
+    if not state.is_alive:
+        return
+    at_once = state.status == "stopping"
+    if not at_once:
+        _write_state(folder, JobState("stopping", "Ending after this step, with the model as it is; Stop again ends at once, without one.", state.pid, state.started))
+    with contextlib.suppress(psutil.Error):
+        job = psutil.Process(state.pid)
+        for process in [*(job.children(recursive=True) if at_once else []), job]:
+            process.terminate()
 
 
 def stage_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -170,9 +181,10 @@ def _write_state(folder: Path, state: JobState) -> None:
 # --- the process's side --------------------------------------------------------------------------------------------
 
 
-def run_job(folder: Path, job: Job) -> str:
-    """Both stages; returns the closing sentence. Raises the library's ValueErrors."""
+def run_job(folder: Path, job: Job) -> JobState:
+    """Both stages; returns how it ended. Raises the library's ValueErrors."""
     from iris.training import stages
+    from iris.training.ending import told_to_end
     from iris.training.prepare import configure, find_start, load_pictures, open_run, plan_training
 
     config = configure(job.preset, init=job.init)
@@ -189,12 +201,18 @@ def run_job(folder: Path, job: Job) -> str:
         train = plan(job.minutes - rest)
         with open_run(folder / STAGES[0], config, train, job.data) as run:
             init = stages.train_autoencoder(config, pictures, held_out, train, run).pipeline_path
+    if told_to_end():
+        return JobState("stopped", "Stopped before the generator's training; no model was made.", os.getpid())
     train = plan(rest)
     with open_run(folder / STAGES[1], config, train, job.data) as run:
-        stages.train_text_to_image(config, pictures, held_out, train, run, init=init, on_log=_sampler(run, config, init, held_out, train))
+        result = stages.train_text_to_image(config, pictures, held_out, train, run, init=init, on_log=_sampler(run, config, init, held_out, train))
+    if not result.summary["step"]:
+        shutil.rmtree(result.pipeline_path)  # told to end before its first step: it has learned nothing
+        return JobState("stopped", "Stopped before the generator's training; no model was made.", os.getpid())
     losses = [row["held_out_loss"] for row in read_metrics(folder / STAGES[1]) if row.get("held_out_loss") is not None]
     fall = f" Held-out loss went from {losses[0]:.3f} to {losses[-1]:.3f}." if len(losses) > 1 else ""
-    return f"Finished.{fall} The model is in the list on the Model tab."
+    ended = f"Stopped after {result.summary['step']:,} steps." if told_to_end() else "Finished."
+    return JobState("finished", f"{ended}{fall} The model is in the list on the Model tab.", os.getpid())
 
 
 def _sampler(run: Any, config: Any, init: Path, held_out: Any, train: Any) -> Any:
@@ -211,11 +229,14 @@ def main(folder: Path) -> None:
     job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
     _write_state(folder, JobState("running", f"Training {job.preset} for up to {job.minutes:g} minute{'' if job.minutes == 1 else 's'}.", os.getpid(), start_time(os.getpid())))
     try:
-        _write_state(folder, JobState("finished", run_job(folder, job), os.getpid()))
+        _write_state(folder, run_job(folder, job))
     except ValueError as error:  # the library's own errors are one sentence
         _write_state(folder, JobState("failed", str(error), os.getpid()))
         raise SystemExit(1) from error
 
 
 if __name__ == "__main__":
+    from iris.training.ending import end_when_told
+
+    end_when_told()
     main(Path(sys.argv[1]).resolve())

@@ -269,15 +269,15 @@ def test_an_uploaded_zip_becomes_a_model(jobs: Path, tmp_path: Path) -> None:
     assert source == f"folder:{folder / 'pictures'}"
     job = training.plan_job(source, "nano", 1)
     said = training.run_job(folder, training.Job(job.data, "nano", 0.05, batch_size=8))
-    assert said.startswith("Finished.")
+    assert said.status == "finished" and said.message.startswith("Finished.")
     drawn = IRISPipeline.from_pretrained(training.model_folder(folder))("a red circle", seed=1, num_steps=1)
     assert drawn.images[0].size == (32, 32)
     assert set(training.stage_rows(folder)) == set(training.STAGES)
-    page = train.job_html(folder, training.JobState("finished", said))
+    page = train.job_html(folder, said)
     assert page.count("<svg") == 2 and "Finished" in page
     (jobs / "two").mkdir()
     onward = training.run_job(jobs / "two", training.Job(job.data, "nano", 0.02, str(training.model_folder(folder)), 8))
-    assert onward.startswith("Finished.") and list(training.stage_rows(jobs / "two")) == ["text-to-image"]
+    assert onward.message.startswith("Finished.") and list(training.stage_rows(jobs / "two")) == ["text-to-image"]
 
 
 def test_a_hostile_zip_is_refused_before_anything_starts(jobs: Path, tmp_path: Path) -> None:
@@ -308,6 +308,55 @@ def test_one_job_runs_at_a_time_and_can_be_stopped(jobs: Path) -> None:
         training.start_job(training.Job("scenes", "nano", 1.0), jobs / "two")
     training.stop_job(jobs / "one")
     assert child.wait(10) == -signal.SIGTERM and training.read_state(jobs / "one").status == "stopped" and training.running_job() is None
+
+
+@pytest.mark.slow
+def test_a_stopped_training_keeps_what_it_has_learned(jobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = jobs / "one"
+    training.start_job(training.Job("scenes:one", "nano", 120.0, batch_size=8), folder)
+    wait_for(lambda: training.stage_rows(folder).get("autoencoder"), 120)
+    training.stop_job(folder)  # there is nothing to draw with yet
+    wait_for(lambda: training.running_job() is None, 60)
+    assert training.read_state(folder).status == "stopped" and "no model" in training.read_state(folder).message
+    autoencoder = folder / "autoencoder" / "pipeline"
+    assert (autoencoder / "manifest.json").is_file() and not training.model_folder(folder).exists()
+
+    again = jobs / "two"
+    training.start_job(training.Job("scenes:one", "nano", 120.0, str(autoencoder), batch_size=8), again)
+    wait_for(lambda: training.stage_rows(again).get("text-to-image"), 120)
+    training.stop_job(again)
+    assert training.read_state(again).is_alive or training.read_state(again).status == "finished"
+    wait_for(lambda: training.running_job() is None, 60)
+    state = training.read_state(again)
+    steps = training.stage_rows(again)["text-to-image"][-1]["step"]
+    assert state.status == "finished" and state.message.startswith(f"Stopped after {steps:,} steps.")
+    assert IRISPipeline.from_pretrained(training.model_folder(again))("a red circle", seed=1, num_steps=1).images[0].size == (32, 32)
+
+
+def test_stopped_twice_a_job_ends_at_once(jobs: Path) -> None:
+    """As one does whose step takes long: the second request ends the process, whatever it does with the first."""
+    folder = jobs / "one"
+    code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL)); print('ready', flush=True); time.sleep(60); time.sleep(60)"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"data": "scenes", "preset": "nano", "minutes": 1}))
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+    training._children.append(child)
+    child.stdout.readline()
+    training._write_state(folder, training.JobState("running", "Training.", child.pid, start_time(child.pid)))
+    training.stop_job(folder)
+    time.sleep(0.2)
+    assert training.read_state(folder).status == "stopping" and training.running_job() == folder
+    training.stop_job(folder)
+    assert child.wait(10) == -signal.SIGTERM and training.read_state(folder).status == "stopped" and training.running_job() is None
+
+
+def wait_for(holds, seconds: float) -> None:
+    """Returns as soon as it holds; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
 
 
 def test_a_job_that_died_is_told_so(jobs: Path) -> None:

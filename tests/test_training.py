@@ -232,6 +232,26 @@ def test_kill_9_in_the_middle_of_stage_3_and_the_same_command_again(stage_1: Pat
     assert [row["step"] for row in read_metrics(tmp_path / "killed")] == list(range(1, 25))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_a_command_that_is_told_to_end_leaves_a_model_and_goes_on_when_given_again(stage_1: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "iris.training", "text-to-image", "--data", "scenes", "--limit", "40", "--preset", "nano", "--init", str(stage_1),
+               "--run", str(run), "--train-steps", "1000000", "--batch-size", "4"]
+    reached = [0]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(command, env=subprocess_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        deadline = time.monotonic() + 240
+        while not (run.is_dir() and (rows := read_metrics(run)) and rows[-1]["step"] > reached[-1]) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        told = process.communicate(timeout=120)[0]
+        stored = read_checkpoint(run / "pipeline", parts=()).metadata["training"]
+        assert process.returncode == 130 and f"Stopped as asked after {stored['step']:,} steps; the same command goes on" in told
+        assert stored["step"] == read_metrics(run)[-1]["step"] > reached[-1] and not stored["finished"]
+        reached.append(stored["step"])
+
+
 # --- many processes ----------------------------------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ def look() -> tuple[str, Any]:
     if folder is None:
         return status_html("Nothing was trained here yet."), gr.Timer(active=False)
     state = training.read_state(folder)
-    return job_html(folder, state), gr.Timer(active=state.status == "running")
+    return job_html(folder, state), gr.Timer(active=state.is_alive)
 
 
 def job_html(folder: Path, state: training.JobState) -> str:

@@ -3,7 +3,8 @@
     python -m iris.training autoencoder --data scenes --preset micro --run runs/01
     accelerate launch --multi_gpu -m iris.training text-to-image --data scenes+emoji --preset micro --init runs/01/pipeline --run runs/03
 
-The recipes are those of the notebooks. A stopped command, given again, continues from its last checkpoint.
+The recipes are those of the notebooks. Ctrl-C or SIGTERM ends a training after its step, with a checkpoint and a model; a second one ends
+it at once. A stopped command, given again, continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import typer
 
 from iris.runs import Run
 from iris.training import stages
+from iris.training.ending import end_when_told, told_to_end
 from iris.training.loop import join_processes
 from iris.training.prepare import configure, load_pictures, open_run, plan_training
 
@@ -71,7 +73,8 @@ def _loss_options(stage: Stage, **said: float | str | None) -> dict[str, float |
 def _told(result: stages.StageResult) -> str:
     """How a stage ended, in words."""
     told = result.summary
-    ended = f"Trained {told['step']:,} steps" if told["finished"] else f"Stopped by the clock after {told['step']:,} steps; the same command goes on"
+    by = "as asked" if told_to_end() else "by the clock"
+    ended = f"Trained {told['step']:,} steps" if told["finished"] else f"Stopped {by} after {told['step']:,} steps; the same command goes on"
     loss = "" if told["held_out_loss"] is None else f" Held-out loss {told['held_out_loss']:.4f}."
     psnr = f" Held-out pictures are rebuilt at {told['held_out_psnr']:.1f} dB." if "held_out_psnr" in told else ""
     return f"{ended}, {told['minutes']:.1f} minutes.{loss}{psnr} The model is in {result.pipeline_path}."
@@ -125,9 +128,12 @@ def main(
         result = RECIPES[stage](config, pictures, held_out, train, folder, **options)
     if first:
         typer.echo(_told(result))
+    if told_to_end():
+        raise typer.Exit(130)  # a script does not go on to the next stage
 
 
 if __name__ == "__main__":
+    end_when_told()
     try:
         typer.run(main)
     except ValueError as error:  # ConfigError, DataError, CheckpointError, RunError: one sentence, no traceback

@@ -36,6 +36,7 @@ from iris.rng import rng_for
 from iris.runs import Run
 from iris.step_checkpoints import latest_checkpoint, prune_checkpoints, step_folder
 from iris.training.batches import each_tensor
+from iris.training.ending import told_to_end
 from iris.training.guard import Guard, TrainingError
 from iris.training.losses import T_BINS, LossOutput
 from iris.training.optimizer import OPTIMIZERS, build_optimizer
@@ -385,7 +386,7 @@ def held_out_loss(session: _Session, batches: Callable[[int], Any], loss: Any, c
 
 def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: TrainConfig, run: Run | None = None,
         held_out: Callable[[int], Any] | None = None, on_log: OnLog | None = None) -> FitResult:
-    """Train `module` on `batches(step)` with `loss` until `train_steps` or `minutes`; continue if the run has a checkpoint.
+    """Train `module` on `batches(step)` with `loss` until `train_steps` or `minutes`, or until the process is told to end; continue if the run has a checkpoint.
 
     Logs to run.metrics.jsonl: loss and its parts, by t-bin and by depth where the loss reports them, learning rate,
     gradient norm, images a second, held-out loss of the averaged weights. Returns the averaged module.
@@ -430,10 +431,8 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
 
 
 def _time_is_up(session: _Session, train: TrainConfig) -> bool:
-    """Whether the clock has run out, decided by the first process for all."""
-    if train.minutes <= 0:
-        return False
-    up = torch.tensor([float(session.seconds >= train.minutes * 60)], device=session.accelerator.device)
+    """Whether the clock has run out, or the process was told to end; decided by the first process for all."""
+    up = told_to_end() or 0 < train.minutes * 60 <= session.seconds
     if session.accelerator.num_processes > 1:
-        up = session.accelerator.gather(up)
-    return bool(up[0] > 0)
+        up = bool(session.accelerator.gather(torch.tensor([float(up)], device=session.accelerator.device))[0] > 0)
+    return up
