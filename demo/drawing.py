@@ -77,7 +77,7 @@ def thinking(pipeline: IRISPipeline, request: GenerationRequest) -> Iterator[Pro
         spent.append(used)
         field.spent.append(torch.tensor([used]))
         z = z + (times[index + 1] - times[index]).to(z) * velocity
-    result = pipeline._result(asked, z, field, time.monotonic() - started)
+    result = pipeline._result(asked, z, field, started)
     yield Progress(asked.num_steps, asked.num_steps, result.images[0], spent, result.seconds, {**result.parameters_of(0), "iterations": spent})
 
 

@@ -244,11 +244,12 @@ def _watch(pipe: IRISPipeline, request: Any, velocity: GuidedVelocity, begin: Ca
                 return
             if not velocity.spent:  # nothing was asked of the network
                 velocity.spent.append(torch.zeros(len(step.latents), dtype=torch.long))
-            seconds, result = time.monotonic() - started, None
+            result = None
             if step.index == step.num_steps:
-                result = pipe._result(request, step.latents, velocity, seconds)
+                result = pipe._result(request, step.latents, velocity, started)
                 result = replace(result, images=complete(result.images), parameters={**result.parameters, **facts})
             images = result.images if result else complete(to_pil(pipe.autoencoder.decode(step.data)))
+            seconds = result.seconds if result else time.monotonic() - started
         yield Preview(step.index, step.num_steps, images, torch.stack(velocity.spent).T.tolist(), seconds, result)
 
 

@@ -26,22 +26,31 @@ class LockError(ValueError):
 def take_lock(path: Path) -> None:
     """Create RUN/lock.json for this process; a dead process's lock is taken over, a living one's raises LockError."""
     lock = path / LOCK_FILE
-    mine = json.dumps({"pid": os.getpid(), "started": start_time(os.getpid()), "host": socket.gethostname()}).encode()
     for _ in range(3):
         try:
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            _create(lock, _mine())
         except FileExistsError:
             _clear_dead_lock(lock)
             continue
-        try:
-            os.write(descriptor, mine)
-        except OSError:  # a full disk takes the name and not the content: an empty lock would shut out the next try
-            lock.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
         return
     raise LockError(f"another process has just opened the run {path}.")
+
+
+def _mine() -> bytes:
+    """What this process writes into a lock. A process of another computer, or after it, may have the same number, but not all three."""
+    return json.dumps({"pid": os.getpid(), "started": start_time(os.getpid()), "host": socket.gethostname()}).encode()
+
+
+def _create(lock: Path, data: bytes) -> None:
+    """Write a lock where there is none; FileExistsError where there is."""
+    descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        os.write(descriptor, data)
+    except OSError:  # a full disk takes the name and not the content: an empty lock would shut out the next try
+        lock.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _clear_dead_lock(lock: Path) -> None:
@@ -59,10 +68,12 @@ def _clear_dead_lock(lock: Path) -> None:
         os.rename(lock, taken)
     except FileNotFoundError:
         return
-    if taken.read_bytes() != data:
-        os.rename(taken, lock)
-        raise LockError(f"another process has just opened the run {lock.parent}.")
+    found = taken.read_bytes()
     taken.unlink()
+    if found != data:
+        with contextlib.suppress(FileExistsError):  # a third one has taken the name meanwhile: a rename would have shut it out unheard
+            _create(lock, found)
+        raise LockError(f"another process has just opened the run {lock.parent}.")
 
 
 def _holder_lives(data: bytes, age: float) -> bool:
@@ -103,7 +114,8 @@ def keep_lock_fresh(path: Path) -> threading.Event:
     def refresh() -> None:
         while not given_back.wait(REFRESH_SECONDS):
             with contextlib.suppress(OSError):  # a disk that is away for a moment; the lock itself if it was deleted
-                os.utime(lock)
+                if lock.read_bytes() == _mine():  # after a long sleep it may be another computer's
+                    os.utime(lock)
 
     threading.Thread(target=refresh, name="iris-lock", daemon=True).start()
     return given_back
@@ -115,7 +127,7 @@ def release_lock(path: Path, refreshing: threading.Event | None = None) -> None:
         refreshing.set()
     lock = path / LOCK_FILE
     try:
-        if json.loads(lock.read_bytes())["pid"] == os.getpid():
+        if lock.read_bytes() == _mine():
             lock.unlink()
-    except (OSError, ValueError, KeyError):
+    except OSError:
         pass

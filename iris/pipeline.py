@@ -179,7 +179,7 @@ class IRISPipeline:
         with torch.inference_mode():
             velocity, steps = self._start(request)
             latents = last_step(steps).latents
-            return self._result(request, latents, velocity, time.monotonic() - started)
+            return self._result(request, latents, velocity, started)
 
     def stream(self, prompt: str | Sequence[str], negative_prompt: str | None = None, num_steps: int | None = None,
                num_iterations: int | str | None = None, guidance_scale: float | None = None,
@@ -197,10 +197,9 @@ class IRISPipeline:
                 step = next(steps, None)
                 if step is None:
                     return
-                seconds = time.monotonic() - started
-                final = step.index == step.num_steps
-                result = self._result(request, step.latents, velocity, seconds) if final else None
+                result = self._result(request, step.latents, velocity, started) if step.index == step.num_steps else None
                 images = result.images if result is not None else to_pil(self.autoencoder.decode(step.data))
+                seconds = result.seconds if result is not None else time.monotonic() - started
             yield Preview(step.index, step.num_steps, images, _spent(velocity), seconds, result)
 
     def _request(self, prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler,
@@ -265,8 +264,9 @@ class IRISPipeline:
                num_iterations: int | str | None = None) -> GeneratedImages:
         """Think on about finished pictures: back to time `strength` on each seed's path, then `num_steps` steps from the kept state.
 
-        Without `strength` it goes back to the time at which the last step began. The first
-        core pass starts from the state that the pictures were finished with; nothing is drawn again from noise.
+        Without `strength` it goes back to the time at which the last step began, at most to 1/2: of pictures of one step that
+        time is 1, where nothing is left of them. The first core pass starts from the state that the pictures were finished with.
+        The steps are Euler's, a student's too.
         """
         kept = result.parameters
         if result.state is None or kept["model_hash"] != self.metadata.get("hash", ""):
@@ -276,24 +276,27 @@ class IRISPipeline:
         request = self._request(result.prompts, kept["negative_prompt"], num_steps, kept["num_iterations"] if num_iterations is None else num_iterations,
                                 kept["guidance_scale"], result.seeds, 1, "euler", True, timestep_shift=kept["timestep_shift"])
         last = float(timestep_schedule(kept["num_steps"], request.timestep_shift)[-2])
-        begin = _number("strength", last if strength is None else strength, float)
+        begin = _number("strength", min(last, 0.5) if strength is None else strength, float)
         started = time.monotonic()
         with torch.inference_mode():
             velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt), state=result.state.to(self.device))
             z = interpolate(result.latents.to(self.device), self._noise(request.seeds), torch.full((len(request.seeds),), begin, device=self.device)).z_t
             latents = last_step(SAMPLERS["euler"](velocity, z, request.times(begin), request.seeds)).latents
-            refined = self._result(request, latents, velocity, time.monotonic() - started)
+            refined = self._result(request, latents, velocity, started)
         return replace(refined, iterations=[before + after for before, after in zip(result.iterations, refined.iterations, strict=True)],
                        seconds=result.seconds + refined.seconds, parameters={**kept, "refined": [*kept.get("refined", []), [begin, request.num_steps, request.num_iterations]]})
 
-    def _result(self, request: _Request, latents: Tensor, velocity: GuidedVelocity, seconds: float) -> GeneratedImages:
+    def _result(self, request: _Request, latents: Tensor, velocity: GuidedVelocity, started: float) -> GeneratedImages:
+        """The finished pictures of what began at `started`; the time counts until they are here as pixels, also from a GPU."""
+        images = self.decode(latents)
+        seconds = time.monotonic() - started
         parameters = {"num_steps": request.num_steps, "num_iterations": request.num_iterations, "guidance_scale": request.guidance_scale,
                       "sampler": request.sampler, "negative_prompt": request.negative_prompt or "", "model": self.config.name,
                       "model_hash": self.metadata.get("hash", ""), "carry_state": request.carry_state, "timestep_shift": request.timestep_shift}
         if request.max_core_passes is not None:
             parameters["max_core_passes"] = request.max_core_passes
         state = None if velocity.state is None else velocity.state.cpu()
-        return GeneratedImages(self.decode(latents), request.prompts, request.seeds, _spent(velocity), seconds, parameters, latents.cpu(), state)
+        return GeneratedImages(images, request.prompts, request.seeds, _spent(velocity), seconds, parameters, latents.cpu(), state)
 
     # --- images and latents ----------------------------------------------------------------------------------------
 

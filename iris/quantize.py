@@ -26,7 +26,8 @@ class QuantizeError(ValueError):
 def quantize_dynamic(pipeline: IRISPipeline, text: bool = True) -> IRISPipeline:
     """A copy of `pipeline` for a CPU whose generator (and, with `text`, text encoder) multiplies in int8.
 
-    The copy draws; it can be neither trained nor saved. Raises QuantizeError away from a CPU or where torch has no engine.
+    The copy draws; it can be neither trained nor saved. An input is rounded by the largest value of its batch, so other than in
+    fp32 a picture depends a little on those that are drawn with it: draw one at a time where it must not. Raises QuantizeError away from a CPU or where torch has no engine.
     """
     if pipeline.device.type != "cpu":
         raise QuantizeError(f"the pipeline is on {pipeline.device}; int8 layers run on a CPU: call .to('cpu') first.")

@@ -343,7 +343,8 @@ def _bring_back(mirror: Path, path: Path, config: Mapping[str, Any] | None) -> N
     if here.get(ID) and there.get(ID) and here[ID] != there[ID]:
         further = f"to go on with the mirror's, which has come to step {newest_step(mirror)}, move {path} away; else " if newest_step(mirror) > newest_step(path) else ""
         raise RunError(f"the mirror {mirror} is that of another run than {path}; {further}use another mirror, or {_START_OVER}.")
-    if newest_step(mirror) > newest_step(path) or not here:
+    holds_nothing = not any((path / name).exists() for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE))
+    if newest_step(mirror) > newest_step(path) or holds_nothing:
         if there:
             _check_config(mirror, config)
         copy_run(mirror, path, prune=False)

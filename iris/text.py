@@ -66,12 +66,6 @@ class TextCondition:
         """The same condition on another device."""
         return TextCondition(self.tokens.to(device), self.mask.to(device))
 
-    def index(self, idx: Tensor | Sequence[int] | slice) -> TextCondition:
-        """The rows `idx` (a slice, a list or a tensor of positions), in that order."""
-        if not isinstance(idx, slice):
-            idx = torch.as_tensor(idx, device=self.tokens.device)
-        return TextCondition(self.tokens[idx], self.mask[idx])
-
 
 class TextEncoder(Protocol):
     """What the pipeline and the training stages need of a text encoder."""

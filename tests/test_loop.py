@@ -11,6 +11,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from conftest import seeded
 from torch import Tensor, nn
 
+from iris.config import ConfigError
 from iris.rng import rng_for
 from iris.runs import Run
 from iris.step_checkpoints import latest_checkpoint
@@ -102,6 +103,16 @@ def test_what_is_logged_is_the_mean_since_the_last_log() -> None:
     row = meters.row()
     assert (row["loss"], row["one_step"]) == (40.0, 3.0)
     assert row["loss_by_t"] == [13 / 3, None, None, None, None, None, None, 3.0] and row["loss_by_depth"] == {2: 3.0, 4: 7.0}
+    refused = torch.tensor([float("nan"), 3.0])
+    meters.add(LossOutput(refused.mean(), refused, {"one_step": refused[0]}, {"t": torch.tensor([0, 1]), "depth": torch.tensor([2, 2])}))
+    row = meters.row()  # a step that was not taken hides none of the others
+    assert (row["loss"], row["one_step"]) == (40.0, 3.0) and row["loss_by_t"][:2] == [13 / 3, 3.0] and row["loss_by_depth"] == {2: 3.0, 4: 7.0}
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), [({"seed": -1}, "seed is -1; use 0 or more"), ({"clip_norm": 0.0}, "clip_norm is 0.0; use a number above 0")])
+def test_a_recipe_that_would_fail_late_or_train_nothing_is_refused(wrong: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        TrainConfig(**wrong)
 
 
 def test_an_infinite_step_in_half_precision_is_skipped_and_halves_the_scale_which_a_checkpoint_keeps(tmp_path: Path) -> None:

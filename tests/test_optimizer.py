@@ -11,6 +11,7 @@ from torch import nn
 
 from iris.config import preset
 from iris.nn.autoencoder import WaveletVAE
+from iris.training import optimizer as optimizer_module
 from iris.training.optimizer import MATRIX_RATE, MuonAdamW, StackedMuon, build_optimizer
 
 
@@ -46,6 +47,17 @@ def test_a_matrix_moves_alike_in_all_its_directions() -> None:
     moved = torch.linalg.svdvals(before - layer.weight.detach())
     assert moved[:12].min() > 0.55 * moved.max()  # five Newton-Schulz steps bring singular values to 0.7 .. 1.2, the smallest last
     assert float(moved.max()) == pytest.approx(MATRIX_RATE * 0.2 * 24**0.5, rel=0.3)  # AdamW's root mean square is 0.2
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-12, 1e6])
+def test_the_size_of_a_gradient_does_not_change_its_direction_in_fp16(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipped gradients are small: cast to fp16 as they are, most of their entries would be zero, and a step is always of full size."""
+    monkeypatch.setattr(optimizer_module, "_half_of", lambda device: torch.float16)
+    stack = seeded(2, 24, 40)
+    direction = optimizer_module.orthogonalize(size * stack).double()
+    exact = torch.stack([u @ v for u, _, v in (torch.linalg.svd(matrix.double(), full_matrices=False) for matrix in stack)])
+    assert torch.cosine_similarity(direction.flatten(1), exact.flatten(1)).min() > 0.97
+    assert torch.equal(optimizer_module.orthogonalize(torch.zeros(1, 4, 6)), torch.zeros(1, 4, 6, dtype=torch.float16))
 
 
 def test_saved_in_the_middle_it_goes_on_bitwise() -> None:

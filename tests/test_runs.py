@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import threading
@@ -305,6 +306,47 @@ def test_a_writer_that_is_busy_keeps_its_lock_fresh(path: Path, monkeypatch: pyt
     for thread in refreshing:
         thread.join(10)
     assert run.path == path and not any(thread.is_alive() for thread in refreshing)
+
+
+def test_a_lock_that_another_computer_took_meanwhile_is_left_to_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a sleep longer than its patience, though the other writer has the same process number, as in containers: neither refreshed nor removed."""
+    monkeypatch.setattr("iris.locks.REFRESH_SECONDS", 0.02)
+    with Run.open(path):
+        write_lock(path, age=500, pid=os.getpid(), started="7", host="another")
+        time.sleep(0.3)
+        assert time.time() - (path / "lock.json").stat().st_mtime > 400
+    assert json.loads((path / "lock.json").read_text())["host"] == "another"
+
+
+def test_a_lock_given_back_shuts_out_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead lock is taken away; it was a new one already, and before it is given back a third process has its own there."""
+    write_lock(path, pid=os.getpid(), started="1", host=socket.gethostname())
+    rename = os.rename
+
+    def late(source: Path, target: Path) -> None:
+        write_lock(path, pid=1, started="2", host="second")  # took the dead lock over first
+        rename(source, target)
+        write_lock(path, pid=1, started="3", host="third")
+
+    monkeypatch.setattr("iris.locks.os.rename", late)
+    with pytest.raises(RunError, match="just opened"):
+        Run.open(path)
+    assert json.loads((path / "lock.json").read_text())["host"] == "third"
+
+
+def test_a_measurement_opened_again_keeps_what_its_mirror_has_not(path: Path, tmp_path: Path) -> None:
+    """It has no configuration that could tell whose it is, as in notebooks that train nothing."""
+    with Run.open(path, mirror=tmp_path / "mirror") as run:
+        run.log(1, loss=1.0)
+    run = Run.open(path, mirror=tmp_path / "mirror")
+    run.log(2, loss=2.0)
+    run.mirror = None  # killed before the mirror was brought up to date
+    run.close()
+    with Run.open(path, mirror=tmp_path / "mirror") as run:
+        assert [row["step"] for row in run.metrics()] == [1, 2]
+    shutil.rmtree(path)
+    with Run.open(path, mirror=tmp_path / "mirror") as run:  # a new machine
+        assert [row["step"] for row in run.metrics()] == [1, 2]
 
 
 def test_a_damaged_lock_is_taken_over_once_it_is_old(path: Path) -> None:

@@ -96,18 +96,6 @@ def test_emoji_are_spelled_and_other_scripts_kept(text: str, words: str) -> None
 # --- the condition -------------------------------------------------------------------------------------------------
 
 
-def test_a_condition_is_indexed_like_its_prompts() -> None:
-    encoder = load_text_encoder(TOY)
-    condition = encoder.encode(PROMPTS)
-    assert len(condition) == 4
-    for index in ([2, 0], torch.tensor([2, 0])):
-        picked = condition.index(index)
-        expected = encoder.encode([PROMPTS[2], PROMPTS[0]])
-        assert torch.equal(picked.tokens, expected.tokens) and torch.equal(picked.mask, expected.mask)
-    assert torch.equal(condition.index(slice(1, 3)).tokens, condition.tokens[1:3])
-    assert condition.to("cpu").mask.dtype == torch.bool
-
-
 @pytest.mark.parametrize(
     ("tokens", "mask"),
     [(torch.zeros(2, 3), torch.ones(2, 3).bool()), (torch.zeros(2, 3, 4), torch.ones(2, 3)), (torch.zeros(2, 3, 4), torch.ones(2, 4).bool())],

@@ -77,6 +77,10 @@ class TrainConfig:
         for name in ("minutes", "learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 0 or more.")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; use 0 or more.")
+        if not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm is {self.clip_norm}; use a number above 0, a large one for no clipping.")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.")
         if self.optimizer not in OPTIMIZERS:
@@ -150,7 +154,7 @@ def _laid_out(values: Tensor, like: Tensor) -> Tensor:
 
 
 class _Meters:
-    """Means since the last log: of the loss, of its named parts and of its groups."""
+    """Means since the last log: of the loss, of its named parts and of its groups. A refused step may have no number; the others' mean counts."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -164,11 +168,17 @@ class _Meters:
                 self.groups.setdefault(name, {}).setdefault(key, []).append(value)
 
     def row(self) -> dict[str, Any]:
-        row: dict[str, Any] = {name: sum(values) / len(values) for name, values in self.values.items()}
+        row: dict[str, Any] = {name: _mean(values) for name, values in self.values.items()}
         for name, group in self.groups.items():
-            means = {key: sum(values) / len(values) for key, values in sorted(group.items())}
+            means = {key: _mean(values) for key, values in sorted(group.items())}
             row[f"loss_by_{name}"] = [means.get(index) for index in range(T_BINS)] if name == "t" else means
         return row
+
+
+def _mean(values: list[float]) -> float:
+    """Of the finite ones; NaN where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def join_processes() -> PartialState:

@@ -20,14 +20,19 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, five times, bring
 ADAPTIVE = ("position", "output")  # matrices by name that are not of a hidden layer: AdamW's, as Muon's authors advise
 
 
+def _half_of(device: torch.device) -> torch.dtype:
+    """The 16-bit float that a device computes in."""
+    return torch.float16 if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else torch.bfloat16
+
+
 def orthogonalize(stack: Tensor, steps: int = 5) -> Tensor:
     """U V^T of each matrix U S V^T of a stack [k, m, n], nearly: singular values end between 0.7 and 1.2.
 
-    In bf16, as its authors do, but in fp16 on a GPU that has no units for bf16, such as a T4: the norm is one, so nothing overflows.
+    In bf16, as its authors do, but in fp16 on a GPU that has no units for bf16, such as a T4. The norm is made one before that:
+    clipped gradients are small, and half of a matrix's entries would be zero in fp16.
     """
-    half = torch.float16 if stack.is_cuda and torch.cuda.get_device_capability(stack.device) < (8, 0) else torch.bfloat16
-    x = (stack.mT if stack.shape[1] > stack.shape[2] else stack).to(half)
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    x = stack.mT if stack.shape[1] > stack.shape[2] else stack
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)).to(_half_of(stack.device))
     a, b, c = NEWTON_SCHULZ
     for _ in range(steps):
         gram = x @ x.mT
