@@ -35,7 +35,7 @@ import PIL.Image  # noqa: E402
 from demo.limits import visitor_limits  # noqa: E402
 from demo.model import MODELS, LoadedModel, load_pipeline, shipped_models  # noqa: E402
 from demo.serving import sweep_for_ever  # noqa: E402
-from demo.settings import PRIVATE  # noqa: E402
+from demo.settings import PRIVATE, QUEUED  # noqa: E402
 from demo.tabs import about, between, create, depth, edit, inside, latents, train  # noqa: E402
 from demo.theme import CSS, iris_theme  # noqa: E402
 from iris.checkpoint import resolve_folder  # noqa: E402
@@ -76,7 +76,7 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
         _hand_over(made.think_longer, made, tabs, "depth", depth.receive, compared)
         _hand_over(made.look_inside, made, tabs, "inside", inside.receive, looked)
         made.edit.click(lambda drawn: (gr.Tabs(selected="edit"), *edit.receive(drawn)), made.chosen, [tabs, *edited.inputs], **PRIVATE)
-        taken.run_after(taken.take.click(latents.receive, made.chosen, taken.inputs, **PRIVATE).success)
+        taken.run_after(taken.take.click(latents.receive, made.chosen, taken.inputs, **QUEUED).success)
         made.restore_on(page.load)
         for refresh_on in (made.refresh_on, compared.refresh_on, looked.refresh_on, edited.refresh_on, follow):
             refresh_on(page.load)
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"The model could not be loaded: {error}") from error
     page = create_demo(pipeline, folder, options.public)
-    threading.Thread(target=sweep_for_ever, args=[(3 if options.public else 24) * 3600], daemon=True).start()
+    threading.Thread(target=sweep_for_ever, args=[page, (3 if options.public else 24) * 3600], daemon=True).start()
     try:
         page.launch(**launch_options(options.host, options.port, options.share, options.public, options.mcp), prevent_thread_lock=True)
     except OSError as error:

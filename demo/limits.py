@@ -21,11 +21,13 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUESTS, SECONDS = 30, 60.0  # a visitor may begin so many in so long
+WAITING = 8  # of them may stand in the queue at once, a quarter of it, or one visitor's minute of requests could fill an hour
 EVENTS = 10  # of the page's own small events, such as a slider's, for each of them
 MAX_JSON_BYTES = 2**20
 MAX_UPLOAD_BYTES = 12 * 2**20  # on the form; gradio's own `max_file_size` is on each file in it
 MAX_VISITORS = 10_000  # remembered at once
-_WORK = ("/queue/join", "/call/", "/upload")  # gradio's paths that make the server work
+_QUEUE = ("/queue/join", "/call/")  # gradio's paths to its queue
+_WORK = (*_QUEUE, "/upload")  # and all that make the server work
 _EVENTS = ("/run/", "/api/")  # and those of events beside the queue, which never draw (`api_open` is off)
 _FREE = ("/cancel", "/reset")  # the page's others; what else gradio would answer is not asked for here, and costs memory or disk
 _PORT = re.compile(r"^\[([^\]]+)\](?::\d+)?$|^([\d.]+):\d+$")  # some proxies tell it: [::1]:80, 1.2.3.4:80
@@ -67,7 +69,7 @@ class Refusal(Exception):
 
 
 class VisitorLimits:
-    """ASGI middleware: 404 for what the page never asks for, 429 above the rate, 413 for a body that is too large, 411 for one that does
+    """ASGI middleware: 404 for what the page never asks for, 429 above the rate or with too much waiting already, 413 for a body that is too large, 411 for one that does
     not say how large it is, 400 for a file given by its address (gradio would fetch it, whatever its size), several layers of paint, a
     number that is not finite, text that UTF-8 cannot hold, and an upload without a file.
 
@@ -110,6 +112,15 @@ class VisitorLimits:
             if seconds:
                 rate = f"{limit.requests} requests in {limit.seconds:g} seconds"
                 raise Refusal(429, f"More than {rate} are not served; try again in {seconds} s.", **{"retry-after": str(seconds)})
+        if any(part in path for part in _QUEUE) and self.waiting(scope) >= WAITING:
+            raise Refusal(429, f"{WAITING} of your requests are waiting already; let one of them come first.", **{"retry-after": "10"})
+
+    def waiting(self, scope: Scope) -> int:
+        """How many requests of the same visitor stand in gradio's queue."""
+        asks = visitor(scope, self.proxies)
+        app = scope.get("app")
+        queues = app.get_blocks()._queue.event_queue_per_concurrency_id.values() if hasattr(app, "get_blocks") else ()
+        return sum(visitor(event.request.scope, self.proxies) == asks for queue in queues for event in queue.queue)
 
 
 async def _read_json(receive: Receive) -> Receive:

@@ -37,6 +37,11 @@ def row_html(row: Sequence[Shown], size: int) -> str:
     return f'<div class="shots{crisp(size)}">{"".join(map(_figure, row))}</div>'
 
 
+def looks(size: int, *others: str) -> list[str]:
+    """The classes of a picture's component: `others`, and that small ones are shown in crisp squares."""
+    return [*others, *crisp(size).split()]
+
+
 def crisp(size: int) -> str:
     """The class that keeps a small picture's pixels square."""
     return " pixels" if size < SMOOTH_FROM else ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,13 @@ SWEEP_SECONDS = 600.0  # how often old files are looked for
 GENERIC_ERROR = "Something went wrong on the server while drawing. Please try again."
 
 log = logging.getLogger(__name__)
+_runs = itertools.count()
 _NO_TAGS = str.maketrans("<>", "‹›")  # a message is shown as HTML by the page
+
+
+def without_tags(text: str) -> str:
+    """A message that may quote a visitor or a file, as the page may show it."""
+    return without_control(text).translate(_NO_TAGS)
 
 
 def sentences(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -82,17 +89,22 @@ def runs_until_stopped(
     """After `start`, run the model's `event` in its queue, with `stop` pressable from the first moment to the last.
 
     Switching `stop` happens in the browser, so that a press answers at once and not after a round trip; each moment switches it on
-    again, for another run of the same tab may have ended meanwhile.
+    again, for another run of the same tab may have ended meanwhile. Gradio does not hear a start whose last run still goes on, so the
+    status goes on telling of that run.
     """
     private = {"api_visibility": "private", "show_progress": "hidden"}
     waiting, failed, stopped = map(status_html, ("Waiting for the model", "Nothing was drawn; the message says why", "Stopped"))
-    begun = start(fn=None, js=f"() => [{_switch(True)}, {json.dumps(waiting)}]", outputs=[stop, status], **private)
+    going = f"(window.irisRuns ??= {{}})[{next(_runs)}]"
+    begun = start(
+        fn=None, js=f"told => {{ const on = {going}; {going} = true; return [{_switch(True)}, on ? told : {json.dumps(waiting)}]; }}", inputs=status,
+        outputs=[stop, status], **private,
+    )
     running = begun.then(
         _stoppable(event), inputs, [*outputs, stop], concurrency_id=MODEL_QUEUE, show_progress="minimal", show_progress_on=[status], api_visibility="private",
     )
-    running.success(fn=None, js=f"() => ({_switch(False)})", outputs=stop, **private)
+    running.success(fn=None, js=f"() => {{ {going} = false; return {_switch(False)}; }}", outputs=stop, **private)
     # Gradio counts a stopped run as failed too; the word that Stop left must stay then.
-    tell = f"told => [{_switch(False)}, told === {json.dumps(stopped)} ? told : {json.dumps(failed)}]"
+    tell = f"told => {{ {going} = false; return [{_switch(False)}, told === {json.dumps(stopped)} ? told : {json.dumps(failed)}]; }}"
     running.failure(fn=None, js=tell, inputs=status, outputs=[stop, status], **private)
     stop.click(
         lambda: (gr.update(interactive=False), stopped), None, [stop, status], cancels=[running], queue=False, **private,
@@ -136,28 +148,29 @@ def cache_picture(image: Image.Image) -> str:
     return cache_file(buffer.getvalue(), "picture.png")
 
 
-def sweep(folder: Path, seconds: float) -> None:
-    """Remove the files below `folder` that were made longer ago, and the folders that have been empty so long.
+def sweep(folder: Path, seconds: float, kept: Collection[str] = ()) -> None:
+    """Remove the files below `folder` that were made longer ago, but those `kept`, and the folders that have been empty so long.
 
     Gradio's own sweep ends for good where it meets a request, and every preview is a file in a folder of its own.
     """
     for path in sorted(folder.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):  # a folder that is not empty stays
-            if time.time() - path.stat().st_mtime > seconds:
+            if str(path) not in kept and time.time() - path.stat().st_mtime > seconds:
                 path.rmdir() if path.is_dir() else path.unlink()
 
 
-def sweep_for_ever(seconds: float) -> None:
-    """The same every ten minutes, in a thread of its own."""
+def sweep_for_ever(page: gr.Blocks, seconds: float) -> None:
+    """The same every ten minutes, in a thread of its own. What the page was built with, such as an empty picture, stays: it is written once."""
+    kept = set().union(*(block.keep_in_cache for block in page.blocks.values()))
     while True:
         with contextlib.suppress(OSError):
-            sweep(Path(get_upload_folder()), seconds)
+            sweep(Path(get_upload_folder()), seconds, kept)
         time.sleep(SWEEP_SECONDS)
 
 
 def _sentence(error: Exception) -> str:
     own = isinstance(error, ValueError) and type(error).__module__.split(".")[0] in ("iris", "demo")
     if own:
-        return without_control(str(error)).translate(_NO_TAGS)
+        return without_tags(str(error))
     log.error("An event failed", exc_info=error)
     return GENERIC_ERROR

@@ -108,6 +108,11 @@ def suggestion(model: LoadedModel) -> str:
     return f"Describe a picture, for example: {model.example}"
 
 
+def can_watch(model: LoadedModel) -> bool:
+    """Whether `drawing_stream` can show every iteration: it solves with Euler's steps."""
+    return model.pipeline.defaults.sampler == "euler"
+
+
 def build_settings(model: LoadedModel) -> tuple[Settings, Component, Component]:
     """The components inside the current layout, then the number of images and "every iteration", which no picture depends on."""
     steps_at_first, depth, scale = starting_values(model)
@@ -132,7 +137,7 @@ def build_settings(model: LoadedModel) -> tuple[Settings, Component, Component]:
         negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=1000, info="What to keep away from, with guidance above 1.")
         images = gr.Slider(1, MAX_IMAGES, value=1, step=1, precision=0, label="Pictures", buttons=[], elem_id="images", info="One after another; the seed counts up.")
         watch = gr.Checkbox(value=False, label="Show every core iteration", elem_id="watch", info="Decoding them all takes longer.",
-                            visible=model.pipeline.defaults.sampler == "euler")  # as `drawing_stream` can
+                            visible=can_watch(model))
     settings = Settings(negative, seed, randomise, steps, iterations, auto, guidance, effort)
     _join(model, settings)
     return settings, images, watch
@@ -141,10 +146,11 @@ def build_settings(model: LoadedModel) -> tuple[Settings, Component, Component]:
 def _join(model: LoadedModel, settings: Settings) -> None:
     """An effort moves the numbers; a number moved by hand takes the effort's name away."""
     steps, iterations, auto, effort = settings.steps, settings.iterations, settings.auto, settings.effort
-    effort.input(lambda name: _numbers(model, name), effort, [steps, iterations, auto], **PRIVATE)
+    last = {**PRIVATE, "trigger_mode": "always_last"}  # of quick choices the last one counts
+    effort.input(lambda name: _numbers(model, name), effort, [steps, iterations, auto], **last)
     for moved in (steps, iterations, auto):
         moved.input(
-            lambda number, depth, on: effort_named(model.pipeline, number, "auto" if on else depth), [steps, iterations, auto], effort, **PRIVATE,
+            lambda number, depth, on: effort_named(model.pipeline, number, "auto" if on else depth), [steps, iterations, auto], effort, **last,
         )
     auto.change(lambda on: gr.update(interactive=not on), auto, iterations, **PRIVATE)
     settings.randomise.change(lambda on: gr.update(interactive=not on), settings.randomise, settings.seed, **PRIVATE)

@@ -248,10 +248,11 @@ h2.name { font-size: 1.15rem; font-weight: 600; margin: 0 0 2px; }
 /* editing */
 .work.even > .column, .work.even > .column:first-child { flex: 1 1 300px; max-width: none; }
 .work.even .picture { max-width: 470px; }
-.moving { width: 100%; max-width: 450px; aspect-ratio: 1; display: block; border-radius: 14px; image-rendering: pixelated; margin: 0; }
+.moving { width: 100%; max-width: 450px; aspect-ratio: 1; display: block; border-radius: 14px; margin: 0; }
+.moving.pixels { image-rendering: pixelated; }
 .moving.empty { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .frames { display: flex; flex-wrap: wrap; gap: 2px; margin-top: 8px; max-width: 450px; }
-.frames img { width: 52px; height: 52px; image-rendering: pixelated; margin: 0; border-radius: 4px; }
+.frames img { width: 52px; height: 52px; margin: 0; border-radius: 4px; }
 
 footer { opacity: .85; }
 """

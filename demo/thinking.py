@@ -77,17 +77,18 @@ class Refined:
     result: GeneratedImages
 
 
-Comparing = Callable[[GenerationRequest, Sequence["int | str"]], Iterator[AtDepth]]
+Comparing = Callable[[GenerationRequest, Sequence["int | str"]], Iterator["float | AtDepth"]]
 
 
 def comparing_stream(model: LoadedModel) -> Comparing:
-    """(request, depths) -> the same seed at one depth after another."""
+    """(request, depths) -> the same seed at one depth after another, and after each step the share done, by which Stop is heard."""
 
     @on_gpu(lambda request, depths: min(120, 10 + request.num_steps * request.guidance_factor * 4 * len(depths) // 10))
-    def stream(request: GenerationRequest, depths: Sequence[int | str]) -> Iterator[AtDepth]:
-        for depth in depths:
+    def stream(request: GenerationRequest, depths: Sequence[int | str]) -> Iterator[float | AtDepth]:
+        for index, depth in enumerate(depths):
             asked = replace(request, num_iterations=depth)
-            for preview in model.pipeline.stream(**asked.arguments()):  # a step at a time, so that Stop is heard
+            for preview in model.pipeline.stream(**asked.arguments()):
+                yield (index + preview.step / preview.num_steps) / len(depths)
                 result = preview.result
             yield AtDepth(depth, result.images[0], result.iterations[0], result.seconds, {**result.parameters_of(0), "iterations": result.iterations[0]})
 
@@ -112,16 +113,19 @@ def thinking_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterato
     return stream
 
 
-def refining_stream(model: LoadedModel) -> Callable[[GenerationRequest, Refined | None], Iterator[Refined]]:
-    """(request, what was refined so far or None) -> first the finished picture where there is none yet, then one that was thought on about.
+def refining_stream(model: LoadedModel) -> Callable[[GenerationRequest | Refined], Iterator[float | Refined]]:
+    """A request, or what was refined so far -> of a request first the finished picture, with the share done after each step; then one that
+    was thought on about.
 
     Nothing is drawn again from noise: the last step is taken once more, from the core's state at the end (`IRISPipeline.refine`).
     """
 
-    @on_gpu(lambda request, before: min(120, 10 + request.max_core_passes // 20))
-    def stream(request: GenerationRequest, before: Refined | None) -> Iterator[Refined]:
-        if before is None or before.request != request:
+    @on_gpu(lambda kept: min(120, 10 + _request_of(kept).max_core_passes // 20))
+    def stream(kept: GenerationRequest | Refined) -> Iterator[float | Refined]:
+        request, before = _request_of(kept), kept
+        if not isinstance(before, Refined):
             for preview in model.pipeline.stream(**request.arguments()):
+                yield preview.step / (preview.num_steps + 1)
                 result = preview.result
             before = Refined(request, (Shown(result.images[0], "finished", _cost(request, result)),), result)
             yield before
@@ -131,6 +135,10 @@ def refining_stream(model: LoadedModel) -> Callable[[GenerationRequest, Refined 
         yield Refined(request, (*before.pictures, shown)[-MAX_REFINED:], result)
 
     return stream
+
+
+def _request_of(kept: GenerationRequest | Refined) -> GenerationRequest:
+    return kept.request if isinstance(kept, Refined) else kept
 
 
 def _cost(request: GenerationRequest, result: GeneratedImages) -> str:

@@ -236,6 +236,10 @@ def test_old_files_go_and_what_is_asked_for_again_is_young(tmp_path: Path, monke
     assert Path(cache_file(b"again", "again.png")) == again
     sweep(tmp_path, 3600.0)
     assert (old.exists(), again.exists(), new.exists()) == (False, True, True)
+    os.utime(again, (0, 0))
+    sweep(tmp_path, 3600.0, {str(again)})
+    assert again.exists()  # the page was built with it
+    os.utime(again)
     os.utime(old.parent, (0, 0))
     sweep(tmp_path, 3600.0)
     assert not old.parent.exists() and again.exists() and new.exists()

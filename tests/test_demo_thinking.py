@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,8 @@ from demo.papers import NO_CARD, model_card, readable, report_page, report_pages
 from demo.pictures import sheet
 from demo.ranges import ranges_html
 from demo.request import GenerationRequest
+from demo.tabs.depth import _depth_event, _refine_event
+from demo.tabs.inside import _look_event, _silence_event, look_stream
 from demo.thinking import comparing_stream, heat_frame, refining_stream, scrub_html, thinking_stream
 from iris.evaluation.metrics import psnr
 from iris.pipeline import IRISPipeline, from_pil
@@ -37,7 +40,9 @@ def noise() -> Image.Image:
 
 
 def test_every_depth_is_the_pipelines_own_picture(pipeline: IRISPipeline) -> None:
-    compared = list(comparing_stream(LoadedModel(pipeline))(REQUEST, [1, 4, "auto"]))
+    moments = list(comparing_stream(LoadedModel(pipeline))(REQUEST, [1, 4, "auto"]))
+    shares, compared = ([moment for moment in moments if isinstance(moment, float) == wanted] for wanted in (True, False))
+    assert shares == sorted(shares) and len(shares) == 3 * REQUEST.num_steps and shares[-1] == 1.0  # Stop is heard after each step
     for at, depth in zip(compared, [1, 4, "auto"], strict=True):
         plain = pipeline(**replace(REQUEST, num_iterations=depth).arguments())
         np.testing.assert_array_equal(pixels(at.image), pixels(plain.images[0]))
@@ -68,16 +73,36 @@ def test_a_sheet_keeps_every_frame_in_its_place() -> None:
     assert max(sheet(frames, widest=16).size) == 16
 
 
-def test_refining_goes_on_from_the_state_and_starts_anew_for_another_request(pipeline: IRISPipeline) -> None:
+def test_refining_goes_on_from_the_state(pipeline: IRISPipeline) -> None:
     refine = refining_stream(LoadedModel(pipeline))
-    finished, once = refine(REQUEST, None)
-    (twice,) = refine(REQUEST, once)
+    *shares, finished, once = refine(REQUEST)
+    assert len(shares) == REQUEST.num_steps and all(0 < share < 1 for share in shares)
+    (twice,) = refine(once)
     start = pipeline(**REQUEST.arguments())
     expected = pipeline.refine(pipeline.refine(start, num_iterations=4), num_iterations=4)
     np.testing.assert_array_equal(pixels(twice.pictures[-1].image), pixels(expected.images[0]))
     np.testing.assert_array_equal(pixels(twice.pictures[0].image), pixels(start.images[0]))
     assert len(twice.pictures) == 3 and len(finished.pictures) == 1
-    assert len(list(refine(replace(REQUEST, seed=4), twice))) == 2
+
+
+def test_what_is_refined_is_what_was_compared_with_an_empty_seed_too(pipeline: IRISPipeline) -> None:
+    """Whatever the fields say by then."""
+    model = LoadedModel(pipeline)
+    *_, last = _depth_event(model, comparing_stream(model), thinking_stream(model))("red apple", "", None, 1, 2, 1.0)
+    asked = last[-1]
+    *_, (_, _, once) = _refine_event(model)(asked)
+    *_, (page, _, twice) = _refine_event(model)(once)
+    assert once.request == twice.request == asked and "refined 2 ×" in page
+    with pytest.raises(gr.Error, match="press Compare first"):
+        list(_refine_event(model)(None))
+
+
+def test_the_two_buttons_of_inside_show_one_drawing_when_the_seed_was_empty(pipeline: IRISPipeline) -> None:
+    model = LoadedModel(pipeline)
+    (*_, seed), *_ = _look_event(model, look_stream(model))("red apple", "", None, 1, 2, 1.0)
+    assert isinstance(seed, int)
+    (*_, kept), *_ = _silence_event(model)("red apple", "", seed, 1, 2, 1.0)
+    assert kept == gr.skip()
 
 
 def test_the_thinking_map_is_pale_where_nothing_moves_and_violet_where_all_does() -> None:

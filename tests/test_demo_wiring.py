@@ -81,7 +81,10 @@ def test_an_edit_hands_on_picture_words_strength_and_mask(nano: IRISPipeline) ->
 
 def test_a_silenced_path_adds_nothing(nano: IRISPipeline) -> None:
     """Seen from outside: the same network with that path's answer made zero by a hook."""
-    shown = {name: np.asarray(image) for name, image in silencing_stream(LoadedModel(nano))(REQUEST)}
+    moments = list(silencing_stream(LoadedModel(nano))(REQUEST))
+    shares = [moment for moment in moments if isinstance(moment, float)]
+    assert shares == sorted(shares) and len(shares) == 4 * REQUEST.num_steps and shares[-1] == 1.0  # Stop is heard after each step
+    shown = {moment[0]: np.asarray(moment[1]) for moment in moments if not isinstance(moment, float)}
     np.testing.assert_array_equal(shown[""], drawn(nano, REQUEST))
     assert len(shown) == 4 and len({picture.tobytes() for picture in shown.values()}) == 4
     original = GRFM.paths

@@ -116,7 +116,7 @@ STREAMS: dict[str, tuple[Callable[[LoadedModel], Callable], Callable[[], tuple]]
     "create, every iteration": (drawing_stream, lambda: (REQUEST, True)),
     "depth": (comparing_stream, lambda: (REQUEST, [1, "auto"])),
     "thinking map": (thinking_stream, lambda: (REQUEST,)),
-    "refine": (refining_stream, lambda: (REQUEST, None)),
+    "refine": (refining_stream, lambda: (REQUEST,)),
     "inside": (look_stream, lambda: (REQUEST,)),
     "knock-out": (silencing_stream, lambda: (REQUEST,)),
     "inpaint": (editing_stream, lambda: (EditJob(REPAINT, REQUEST, picture(), 1.0, MASK, ""),)),
@@ -142,8 +142,8 @@ def test_a_lent_gpu_draws_what_the_own_processor_draws(name: str, lender: Lender
 
 def test_refining_goes_on_from_what_came_back(lender: Lender) -> None:
     stream = refining_stream(LoadedModel(nano_pipeline()))
-    first = list(stream(REQUEST, None))[-1]
-    again = list(stream(REQUEST, first))[-1]
+    first = list(stream(REQUEST))[-1]
+    again = list(stream(first))[-1]
     assert len(again.pictures) == 3 and again.result.state.device.type == "cpu"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -14,7 +16,18 @@ from hypothesis import strategies as st
 
 from demo import limits
 from demo.app import create_demo, launch_options
-from demo.limits import EVENTS, LimitError, RateLimit, Refusal, VisitorLimits, _trouble, visitor, visitor_limits, within
+from demo.limits import (
+    EVENTS,
+    WAITING,
+    LimitError,
+    RateLimit,
+    Refusal,
+    VisitorLimits,
+    _trouble,
+    visitor,
+    visitor_limits,
+    within,
+)
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 2), st.floats(0, 7)), max_size=40))
@@ -105,6 +118,32 @@ def test_a_server_with_limits_refuses_with_a_sentence_and_serves_the_others(tmp_
         assert httpx.get(page.local_url, headers=mine).status_code == 200
         assert httpx.get(f"{page.local_url}gradio_api/deep_link?session_hash=x", headers=mine).status_code == 404
     finally:
+        page.close()
+
+
+def test_one_visitor_takes_a_quarter_of_the_queue(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one drawing goes on, whose end nobody waits for: more of the same visitor are refused, another one's is taken."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    slow, going = nano_pipeline(), threading.Event()
+    stream = slow.stream
+    monkeypatch.setattr(slow, "stream", lambda *args, **kwargs: (going.wait(60), (yield from stream(*args, **kwargs)))[1])
+    page = create_demo(slow)
+    page.launch(**launch_options("127.0.0.1", free_port()), app_kwargs={"middleware": visitor_limits(100, 60.0, proxies=1)}, prevent_thread_lock=True)
+    try:
+        ask, url = {"data": ["red apple", "", 1, 1, 1, 1.0]}, f"{page.local_url}gradio_api/call/generate"
+        replies = []
+        for _ in range(WAITING + 4):
+            replies.append(httpx.post(url, json=ask, headers={"x-forwarded-for": "1.1.1.1"}))
+            time.sleep(0.1)  # the first leaves the queue when it begins
+        served = [reply.status_code for reply in replies]
+        assert served == sorted(served) and set(served) == {200, 429} and WAITING <= served.count(200) <= WAITING + 1
+        assert "of your requests are waiting" in replies[-1].json()["detail"]
+        other = httpx.post(url, json=ask, headers={"x-forwarded-for": "2.2.2.2"})
+        going.set()
+        assert "event: complete" in httpx.get(f"{url}/{other.json()['event_id']}", timeout=60).text
+        assert httpx.post(url, json=ask, headers={"x-forwarded-for": "1.1.1.1"}).status_code == 200
+    finally:
+        going.set()
         page.close()
 
 

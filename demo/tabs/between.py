@@ -16,7 +16,7 @@ from PIL import Image
 
 from demo.fields import build_numbers
 from demo.model import LoadedModel
-from demo.pictures import data_uri
+from demo.pictures import crisp, data_uri
 from demo.request import MAX_SEED, GenerationRequest, whole_number
 from demo.serving import MODEL_QUEUE, cache_file, on_gpu, runs_until_stopped, sentences
 from demo.settings import number_values, refreshing, within_limits
@@ -101,10 +101,11 @@ def film_html(frames: list[Image.Image]) -> str:
     """The animation in a square, and its frames in a row below; an empty square without frames."""
     if not frames:
         return '<div class="moving empty"></div>'
+    look = crisp(frames[0].width)
     turns = max(1, MOVING_MILLISECONDS // (FRAME_MILLISECONDS * max(1, 2 * len(frames) - 2)))
-    moving = f'<img class="moving" alt="Animation of {len(frames)} frames" src="data:image/webp;base64,{base64.b64encode(animation(frames, turns)).decode()}">'
+    moving = f'<img class="moving{look}" alt="Animation of {len(frames)} frames" src="data:image/webp;base64,{base64.b64encode(animation(frames, turns)).decode()}">'
     shown = f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{data_uri(frames[0])}">{moving}</picture>'
-    return shown + '<div class="frames">' + "".join(_still(frame, index, len(frames)) for index, frame in enumerate(frames)) + "</div>"
+    return shown + f'<div class="frames{look}">' + "".join(_still(frame, index, len(frames)) for index, frame in enumerate(frames)) + "</div>"
 
 
 def animation(frames: list[Image.Image], turns: int = 0) -> bytes:
@@ -136,7 +137,7 @@ def _animate_event(stream: Filming) -> Callable[..., Iterator[tuple]]:
     ) -> Iterator[tuple]:
         way = _plan(prompt, other_prompt, None if randomise else seed, other_seed, frames, num_steps, "auto" if auto else num_iterations, guidance_scale)
         nothing = gr.skip()
-        yield nothing, status_html("Reading the prompts", [f"seeds {way.request.seed} and {way.other_seed}"], 0.0), way.request.seed, gr.update(interactive=False)
+        yield nothing, status_html("Reading the prompts", [f"seeds {way.request.seed} and {way.other_seed}"], 0.0), way.request.seed if randomise or seed is None else nothing, gr.update(interactive=False)
         for film in stream(way):
             facts = [count(film.core_passes, "core pass"), f"{film.seconds:.1f} s"]
             headline = count(len(film.frames), "frame") if film.finished else f"Step {film.step} of {film.num_steps}"

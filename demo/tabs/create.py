@@ -3,6 +3,7 @@
 No `from __future__ import annotations` here: `gr.api` reads the endpoint's types from the real annotations.
 """
 
+import html
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,15 +17,16 @@ from gradio.data_classes import FileData
 from demo.drawing import Progress, Stream, core_passes, drawing_stream, saved, told_parameters
 from demo.link import AGAIN, COPY_LINK, LABEL, read_link
 from demo.model import LoadedModel, example_prompts
-from demo.pictures import NOTHING, SMOOTH_FROM
+from demo.pictures import NOTHING, looks
 from demo.png import PngError, read_png
 from demo.request import MAX_SEED, GenerationRequest, RequestError, whole_number
-from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences
+from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences, without_tags
 from demo.settings import (
     MAX_IMAGES,
     PRIVATE,
     QUEUED,
     build_settings,
+    can_watch,
     fill,
     fill_defaults,
     refreshing,
@@ -72,7 +74,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
         with gr.Column(scale=1, min_width=300):
             picture = gr.Image(
                 NOTHING, label="Picture", show_label=False, format="png", type="pil", interactive=False, buttons=["fullscreen"], elem_id="picture",
-                elem_classes=["picture"] + (["pixels"] if model.pipeline.image_size < SMOOTH_FROM else []), alt_text="No picture yet",
+                elem_classes=looks(model.pipeline.image_size, "picture"), alt_text="No picture yet",
             )
         with gr.Column(scale=1, min_width=300):
             status = status_line()
@@ -86,11 +88,11 @@ def build_tab(model: LoadedModel) -> CreateTab:
     with gr.Column(visible=False, elem_id="visit") as shelf:
         gallery = gr.Gallery(
             label="This visit", format="png", columns=8, height="auto", object_fit="contain", allow_preview=False, buttons=[],
-            interactive=False, elem_classes=["visit"] + (["pixels"] if model.pipeline.image_size < SMOOTH_FROM else []),
+            interactive=False, elem_classes=looks(model.pipeline.image_size, "visit"),
         )
         again = gr.Button("Use its settings again", size="md", elem_id="again", interactive=False)
     request = [prompt, settings.negative, settings.seed, settings.steps, settings.iterations, settings.auto, settings.guidance]
-    state = [prompt, *settings.components]
+    state = [prompt, *settings.components, images]
 
     draw = _draw_event(stream)
     inputs = [*request, settings.randomise, images, watch, visit]
@@ -110,8 +112,13 @@ def build_tab(model: LoadedModel) -> CreateTab:
     def opened(page_request: gr.Request) -> tuple:  # gradio gives the request to a plain function alone, not to a partial
         return _restore_link(model, page_request.query_params, built_for())
 
-    refresh_on = refreshing(model, lambda: (gr.update(placeholder=suggestion(model)), _examples_of(model)), [prompt, examples])
-    return CreateTab(think_longer, look_inside, edit, request, chosen, lambda event: event(opened, None, state, **QUEUED), refresh_on)
+    def values() -> tuple:
+        size = model.pipeline.image_size
+        return (gr.update(placeholder=suggestion(model)), _examples_of(model), gr.update(elem_classes=looks(size, "picture")),
+                gr.update(elem_classes=looks(size, "visit")), gr.update(visible=can_watch(model)))
+
+    refresh_on = refreshing(model, values, [prompt, examples, picture, gallery, watch])
+    return CreateTab(think_longer, look_inside, edit, request, chosen, lambda event: event(opened, None, [*state, status], **PRIVATE), refresh_on)
 
 
 def _restoring() -> tuple[gr.Button, gr.File]:
@@ -138,7 +145,8 @@ def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
         ).with_seed()
         nothing = gr.skip()
         told = status_html("Reading the prompt", [f"seed {first.seed}"], 0.0)
-        yield nothing, told, first.seed, *[nothing] * 6  # until there is a preview, the picture before it is on show, with its buttons
+        # A seed that was typed stays as it is: by now another one may stand there, for the next picture.
+        yield nothing, told, first.seed if randomise or seed is None else nothing, *[nothing] * 6  # until there is a preview, the picture before it is on show, with its buttons
         # One after another and not as a batch: each is then bitwise the picture that its own PNG restores.
         for index in range(images):
             request = replace(first, seed=(first.seed + index) % (MAX_SEED + 1))
@@ -194,7 +202,7 @@ def asked_of(drawn: Drawn | None, fields: tuple) -> tuple:
 
 def _fill_again(model: LoadedModel, drawn: Drawn | None) -> tuple:
     if drawn is None:
-        return (gr.skip(),) * 9
+        return (gr.skip(),) * 10
     return _filled(model, drawn.parameters)
 
 
@@ -203,8 +211,8 @@ def _restore_png(model: LoadedModel, path: str) -> tuple:
     try:
         told = read_png(path)
     except PngError as error:
-        gr.Warning(str(error))
-        return *(gr.skip(),) * 9, status_html("Nothing was restored; the message says why")
+        gr.Warning(without_tags(str(error)))
+        return *(gr.skip(),) * 10, status_html("Nothing was restored; the message says why")
     other = told.get("model_hash") not in (None, "", model.pipeline.metadata.get("hash", ""))
     facts = [f"seed {told['seed']}"] + (["drawn by another model"] if other else []) + (["edited afterwards"] if "edit" in told else [])
     return *_filled(model, told), status_html("Restored; press Generate to draw it again", facts)
@@ -213,21 +221,24 @@ def _restore_png(model: LoadedModel, path: str) -> tuple:
 def _filled(model: LoadedModel, told: dict[str, Any]) -> tuple:
     names = GenerationRequest.__dataclass_fields__
     request = GenerationRequest.parse(**{name: told.get(name, "") for name in names})
-    return request.prompt, *fill(model, request)
+    return request.prompt, *fill(model, request), 1
 
 
 def _restore_link(model: LoadedModel, query: Mapping[str, str], built_for: IRISPipeline | None) -> tuple:
-    """What a page opens with: the state in its address, or the model's own values where another one has been loaded since."""
+    """What a page opens with, and its status: the state in its address, or the model's own values where another one has been loaded since.
+
+    A page opens beside the queue, or a full one would lose what its address says; so a sentence goes into the status.
+    """
+    told, request = gr.skip(), None
     try:
         request = read_link(query, starting_values(model))
     except (RequestError, PromptError) as error:
-        gr.Warning(str(error))
-        request = None
+        told = status_html(html.escape(f"The link could not be read: {error}"))
     if request is not None:
-        return request.prompt, *fill(model, request.with_seed())
+        return request.prompt, *fill(model, request.with_seed()), 1, told
     if model.pipeline is built_for:  # the page shows these values already, and somebody may have begun to change them
-        return (gr.skip(),) * 9
-    return gr.skip(), *fill_defaults(model)
+        return *(gr.skip(),) * 10, told
+    return gr.skip(), *fill_defaults(model), gr.skip(), told
 
 
 def _examples(model: LoadedModel) -> gr.Dataset:

@@ -73,7 +73,7 @@ def build_tab(model: LoadedModel) -> DepthTab:
         runs_until_stopped(start, stop, status, watch, request, [compared, opened, status, refine, refined, kept])
 
     run_after(partial(gr.on, [prompt.submit, go.click]))
-    runs_until_stopped(refine.click, stop, status, _refine_event(model), [*request, kept], [refined, status, kept])
+    runs_until_stopped(refine.click, stop, status, _refine_event(model), [kept], [refined, status, kept])
     _compare_endpoint(model, compare)
 
     def values() -> tuple:
@@ -98,7 +98,7 @@ def _parse(prompt: object, negative_prompt: object, seed: object, num_steps: obj
 
 
 def _depth_event(model: LoadedModel, compare: Comparing, open_turns: Callable) -> Callable[..., Iterator[tuple]]:
-    """The page's own event: settings -> the comparison, the opened drawing, status, and whether it can be refined."""
+    """The page's own event: settings -> the comparison, the opened drawing, status, whether it can be refined, and what would be."""
 
     @sentences
     def watch(
@@ -109,6 +109,9 @@ def _depth_event(model: LoadedModel, compare: Comparing, open_turns: Callable) -
         empty = depths_html(done, DEPTHS, request.guidance_factor, size)
         yield empty, "", status_html("Drawing the first depth", facts, 0.0), gr.update(visible=False), "", None
         for at in compare(request, DEPTHS):
+            if isinstance(at, float):
+                yield nothing, nothing, status_html(f"Drawing depth {len(done) + 1} of {len(DEPTHS)}", facts, at * len(DEPTHS) / (len(DEPTHS) + 1)), *[nothing] * 3
+                continue
             done.append(at)
             told = status_html(f"Depth {len(done)} of {len(DEPTHS)}", facts, len(done) / (len(DEPTHS) + 1))
             yield depths_html(done, DEPTHS, request.guidance_factor, size), nothing, told, *[nothing] * 3
@@ -117,22 +120,25 @@ def _depth_event(model: LoadedModel, compare: Comparing, open_turns: Callable) -
                 yield nothing, nothing, status_html("Opening the drawing", facts, (len(DEPTHS) + thought) / (len(DEPTHS) + 1)), *[nothing] * 3
                 continue
             facts = [f"{request.num_steps} × {request.num_iterations}", f"seed {request.seed}", "automatic stopped at " + ", ".join(map(str, thought.stops))]
-            yield nothing, scrub_html(thought), status_html("Move the sliders to go back in time", facts), gr.update(visible=True), nothing, nothing
+            yield nothing, scrub_html(thought), status_html("Move the sliders to go back in time", facts), gr.update(visible=True), nothing, request
 
     return watch
 
 
 def _refine_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
-    """The page's own event: settings and what was refined so far -> pictures, status, what is refined now."""
+    """The page's own event: what was compared, or refined so far -> pictures, status, what is refined now. The fields may say something else by then."""
     stream = refining_stream(model)
 
     @sentences
-    def refine(
-        prompt: str, negative_prompt: str, seed: float, num_steps: float, turns: float, guidance_scale: float, kept: Refined | None,
-    ) -> Iterator[tuple]:
-        request = _parse(prompt, negative_prompt, seed, num_steps, turns, guidance_scale)
-        yield gr.skip(), status_html("Thinking on", [f"seed {request.seed}"], 0.5), gr.skip()
-        for further in stream(request, kept):
+    def refine(kept: GenerationRequest | Refined | None) -> Iterator[tuple]:
+        if kept is None:
+            raise RequestError("There is nothing to refine yet; press Compare first.")
+        request = kept.request if isinstance(kept, Refined) else kept
+        yield gr.skip(), status_html("Thinking on", [f"seed {request.seed}"], 0.0), gr.skip()
+        for further in stream(kept):
+            if isinstance(further, float):
+                yield gr.skip(), status_html("Drawing it once more", [f"seed {request.seed}"], further), gr.skip()
+                continue
             pictures = f"<h3>Thought on from the finished picture</h3>{row_html(further.pictures, model.pipeline.image_size)}"
             yield pictures, status_html("The last step once more, from the state it ended with", [f"seed {request.seed}"]), further
 
@@ -166,6 +172,9 @@ def _compare_endpoint(model: LoadedModel, compare: Comparing) -> None:
         request = _parse(prompt, negative_prompt, seed, num_steps, 1, guidance_scale)
         files, told = [], []
         for at in compare(request, asked):
+            if isinstance(at, float):
+                yield list(files), list(told)  # nothing new, but here a request to stop is heard
+                continue
             files.append(FileData(path=saved(at.image, at.parameters), mime_type="image/png").model_dump())
             told.append({**at.parameters, "core_passes": sum(at.iterations) * request.guidance_factor, "seconds": round(at.seconds, 3)})
             yield list(files), list(told)

@@ -30,7 +30,7 @@ from demo.editing import (
 )
 from demo.fields import build_numbers
 from demo.model import LoadedModel
-from demo.pictures import NOTHING, SMOOTH_FROM
+from demo.pictures import NOTHING, looks
 from demo.request import GenerationRequest
 from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences
 from demo.settings import PRIVATE, QUEUED, number_values, refreshing, within_limits
@@ -58,7 +58,6 @@ class EditTab:
 def build_tab(model: LoadedModel) -> EditTab:
     """The tab's components and events inside the current Blocks."""
     stream = editing_stream(model)
-    crisp = ["pixels"] if model.pipeline.image_size < SMOOTH_FROM else []
     mode = gr.Radio(MODES, value=REDRAW, label="What to do", show_label=False, elem_id="edit-mode", elem_classes="effort", container=False)
     note = gr.HTML(_note(REDRAW), elem_classes="plain")
     with gr.Row(elem_classes="ask"):
@@ -75,7 +74,7 @@ def build_tab(model: LoadedModel) -> EditTab:
             choose = gr.UploadButton("Choose a picture", file_types=["image"], type="filepath", size="md", elem_id="edit-file")
             editor = gr.ImageEditor(
                 label="Picture to edit", type="pil", format="png", image_mode="RGBA", sources=(), transforms=(),
-                layers=False, brush=gr.Brush(default_size=max(3, model.pipeline.image_size // 10), colors=["#7d66d9"], color_mode="fixed"), canvas_size=(448, 448),
+                layers=False, brush=_brush(model), canvas_size=(448, 448),
                 buttons=[], height=440, elem_id="editor", placeholder="Choose a picture, or send one from Create",
             )
             strength = gr.Slider(0, 1, STRENGTHS[REDRAW], step=0.05, label="Strength", buttons=[], info="0 keeps the picture, 1 forgets it.", elem_id="strength")
@@ -86,7 +85,7 @@ def build_tab(model: LoadedModel) -> EditTab:
         with gr.Column(scale=1, min_width=300):
             result = gr.Image(
                 NOTHING, label="Edited picture", show_label=False, format="png", type="pil", interactive=False, buttons=["fullscreen"],
-                elem_id="edited", elem_classes=["picture", *crisp], alt_text="Nothing edited yet",
+                elem_id="edited", elem_classes=looks(model.pipeline.image_size, "picture"), alt_text="Nothing edited yet",
             )
             status = status_line("Choose a picture, write what it should show and press Apply.")
             with gr.Row(elem_classes="actions"):
@@ -103,7 +102,16 @@ def build_tab(model: LoadedModel) -> EditTab:
     _edit_endpoint(model, stream)
     _inpaint_endpoint(model, stream)
     fields = [numbers.steps, numbers.iterations, numbers.auto, numbers.guidance]
-    return EditTab([editor, was, prompt], refreshing(model, lambda: number_values(model), fields))
+
+    def values() -> tuple:
+        return *number_values(model), gr.update(brush=_brush(model)), gr.update(elem_classes=looks(model.pipeline.image_size, "picture"))
+
+    return EditTab([editor, was, prompt], refreshing(model, values, [*fields, editor, result]))
+
+
+def _brush(model: LoadedModel) -> gr.Brush:
+    """A tenth of the model's picture wide."""
+    return gr.Brush(default_size=max(3, model.pipeline.image_size // 10), colors=["#7d66d9"], color_mode="fixed")
 
 
 def receive(drawn: Drawn | None) -> tuple[Any, ...]:
@@ -150,7 +158,7 @@ def _edit_event(model: LoadedModel, stream: Moments) -> Callable[..., Iterator[t
         mask = painted_mask(drawing.get("layers") or [], size) if mode == REPAINT else None
         job = plan_edit(mode, request, image, strength, mask, was, sides, room)
         nothing = gr.skip()
-        yield nothing, status_html("Reading the picture", [f"seed {request.seed}"], 0.0), request.seed, *[nothing] * 3
+        yield nothing, status_html("Reading the picture", [f"seed {request.seed}"], 0.0), request.seed if randomise or seed is None else nothing, *[nothing] * 3
         for moment in stream(job):
             if not moment.finished:
                 forming = gr.update(value=cache_picture(moment.image), alt_text=request.prompt)

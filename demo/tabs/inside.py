@@ -63,10 +63,10 @@ def build_tab(model: LoadedModel) -> InsideTab:
     watch = _look_event(model, look)
 
     def run_after(start: Callable[..., Any]) -> None:
-        runs_until_stopped(start, stop, status, watch, request, [film, status])
+        runs_until_stopped(start, stop, status, watch, request, [film, status, seed])
 
     run_after(partial(gr.on, [prompt.submit, go.click]))
-    runs_until_stopped(silence.click, stop, status, _silence_event(model), request, [silenced, status])
+    runs_until_stopped(silence.click, stop, status, _silence_event(model), request, [silenced, status, seed])
     _inspect_endpoint(model, look)
 
     def values() -> tuple:
@@ -100,7 +100,7 @@ def look_stream(model: LoadedModel) -> Looking:
 
 
 def _look_event(model: LoadedModel, look: Looking) -> Callable[..., Iterator[tuple]]:
-    """The page's own event: settings -> (filmstrip, status)."""
+    """The page's own event: settings -> (filmstrip, status, seed)."""
 
     @sentences
     def watch(
@@ -108,24 +108,26 @@ def _look_event(model: LoadedModel, look: Looking) -> Callable[..., Iterator[tup
     ) -> Iterator[tuple]:
         request = _parse(prompt, negative_prompt, seed, num_steps, num_iterations, guidance_scale)
         cost = [count(request.max_core_passes, "core pass"), f"seed {request.seed}"]
-        yield gr.skip(), status_html(f"Looking at {count(request.num_steps, 'step')}", cost)
+        yield gr.skip(), status_html(f"Looking at {count(request.num_steps, 'step')}", cost), _chosen(seed, request)
         for result in look(request):
             if isinstance(result, int):
-                yield gr.skip(), status_html(f"Step {result} of {request.num_steps}", cost, result / request.num_steps)
+                yield gr.skip(), status_html(f"Step {result} of {request.num_steps}", cost, result / request.num_steps), gr.skip()
                 continue
-            yield filmstrip_html(result, model.pipeline.defaults.exit_threshold), status_html(f"{count(result.num_steps, 'step')}, {count(result.num_iterations, 'iteration')} each", cost)
+            told = status_html(f"{count(result.num_steps, 'step')}, {count(result.num_iterations, 'iteration')} each", cost)
+            yield filmstrip_html(result, model.pipeline.defaults.exit_threshold), told, gr.skip()
 
     return watch
 
 
-def silencing_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[tuple[str, Image.Image]]]:
-    """A request -> (what is silent, picture): the whole core first, then without each path, from the same noise."""
+def silencing_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterator[float | tuple[str, Image.Image]]]:
+    """A request -> (what is silent, picture): the whole core first, then without each path, from the same noise; after each step the share done."""
 
     @on_gpu(lambda request: min(120, 15 + request.max_core_passes // 5))
-    def stream(request: GenerationRequest) -> Iterator[tuple[str, Image.Image]]:
-        whole = model.pipeline
-        for name in ("", *PATHS):
+    def stream(request: GenerationRequest) -> Iterator[float | tuple[str, Image.Image]]:
+        whole, names = model.pipeline, ("", *PATHS)
+        for index, name in enumerate(names):
             for preview in (without_path(whole, name) if name else whole).stream(**request.arguments()):
+                yield (index + preview.step / preview.num_steps) / len(names)
                 image = preview.images[0]
             yield name, image
 
@@ -133,7 +135,7 @@ def silencing_stream(model: LoadedModel) -> Callable[[GenerationRequest], Iterat
 
 
 def _silence_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
-    """The page's own event: settings -> (pictures without each path, status)."""
+    """The page's own event: settings -> (pictures without each path, status, seed)."""
     stream = silencing_stream(model)
 
     @sentences
@@ -142,17 +144,28 @@ def _silence_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
     ) -> Iterator[tuple]:
         request = _parse(prompt, negative_prompt, seed, num_steps, num_iterations, guidance_scale)
         row = [Shown(None, "whole core"), *(Shown(None, f"without {name}") for name in PATHS)]
-        yield row_html(row, model.pipeline.image_size), status_html("Drawing the whole core", [f"seed {request.seed}"], 0.0)
-        for index, (name, image) in enumerate(stream(request)):
+        yield row_html(row, model.pipeline.image_size), status_html("Drawing the whole core", [f"seed {request.seed}"], 0.0), _chosen(seed, request)
+        index = 0
+        for drawn in stream(request):
+            if isinstance(drawn, float):
+                yield gr.skip(), status_html(f"Picture {index + 1} of {len(row)}", [f"seed {request.seed}"], drawn), gr.skip()
+                continue
+            name, image = drawn
             whole = image if not name else row[0].image
             moved = np.abs(np.asarray(image, dtype=float) - np.asarray(whole)).mean()
             row[index] = Shown(image, row[index].caption, f"a pixel moves by {moved:.1f} of 255" if name else "the picture itself")
             last = index == len(row) - 1
             told = status_html("Same weights, same noise, one path silent" if last else f"Picture {index + 1} of {len(row)}",
                                [f"seed {request.seed}"], None if last else (index + 1) / len(row))
-            yield row_html(row, model.pipeline.image_size), told
+            yield row_html(row, model.pipeline.image_size), told, gr.skip()
+            index += 1
 
     return silence
+
+
+def _chosen(seed: float | None, request: GenerationRequest) -> Any:
+    """An empty seed is filled with the one that was drawn, so that the tab's two buttons show one drawing."""
+    return request.seed if seed is None else gr.skip()
 
 
 def _inspect_endpoint(model: LoadedModel, look: Looking) -> None:
