@@ -98,10 +98,13 @@ def test_a_saved_png_restores_and_draws_the_same_picture(visit, tmp_path: Path) 
     draw(visitor, "ein roter Apfel")
     path = save(visitor, "Save PNG", tmp_path / "one.png")
     other = visit(NARROW)
+    other.page.get_by_role("button", name="Advanced").first.click()
+    other.write("images", "3")
     other.page.get_by_role("button", name="Share and restore").click()
     other.page.locator("#drop input[type=file]").set_input_files(path)
     expect(other.status).to_contain_text("Restored", timeout=PATIENCE)
     expect(other.prompt).to_have_value("ein roter Apfel")
+    expect(other.page.locator("#images input[type=number]")).to_have_value("1")  # it is one picture that is drawn again
     other.prompt.press("Enter")
     expect(other.status).to_contain_text("Done in", timeout=PATIENCE)
     np.testing.assert_array_equal(pixels(save(other, "Save PNG", tmp_path / "two.png")), pixels(path))
@@ -130,7 +133,7 @@ def test_a_link_restores_the_page(visit, server: Server) -> None:  # noqa: F811
     expect(other.page.get_by_role("radio", name="Best")).to_be_checked()
     expect(other.page.locator("#seed input[type=number]")).to_have_value(page.locator("#seed input[type=number]").input_value())
     other.page.goto(f"{server.url}?prompt=x&seed=abc")
-    expect(other.page.get_by_text("The link's seed is no number")).to_be_visible(timeout=PATIENCE)
+    expect(other.status).to_contain_text("The link's seed is no number", timeout=PATIENCE)
 
 
 # --- Depth and Inside ----------------------------------------------------------------------------------------------
@@ -276,6 +279,13 @@ def test_latents_of_an_upload(visit, picture: Path, size: tuple[int, int], schem
     expect(page.locator("#maps img")).to_have_count(8)
     expect(page.get_by_role("status").locator("visible=true").first).to_contain_text("dB")
     look_at(visitor, "latents", size, scheme, tmp_path)
+
+
+def test_taking_a_picture_that_is_not_there_is_answered_with_a_sentence(visit) -> None:  # noqa: F811
+    visitor = visit()
+    visitor.tab("Latents")
+    visitor.page.locator("#latents-take").click()
+    expect(visitor.page.get_by_text("There is no picture in Create yet")).to_be_visible(timeout=PATIENCE)
 
 
 @LOOKS

@@ -233,7 +233,7 @@ def _restore_link(model: LoadedModel, query: Mapping[str, str], built_for: IRISP
     try:
         request = read_link(query, starting_values(model))
     except (RequestError, PromptError) as error:
-        told = status_html(html.escape(f"The link could not be read: {error}"))
+        told = status_html(html.escape(str(error)))
     if request is not None:
         return request.prompt, *fill(model, request.with_seed()), 1, told
     if model.pipeline is built_for:  # the page shows these values already, and somebody may have begun to change them
