@@ -258,6 +258,10 @@ It knows {" and ".join(_KNOWN[kind] for kind in _KNOWN if kind in training["data
 """
 
 
+def _tells_of_depth(card: Path) -> bool:
+    return not card.is_file() or f"## Thinking longer\n{_thinking({})}" not in card.read_text()
+
+
 def release(
     run: Annotated[Path, typer.Argument(help="a trained pipeline folder")],
     folder: Annotated[Path, typer.Argument(help="where the released model goes, such as demo/models/iris-scenes")],
@@ -273,7 +277,7 @@ def release(
     """Write the released model, its card and its sample sheet."""
     pipe = IRISPipeline.from_pretrained(run)
     kept = pipe.metadata.get("figures", {})
-    if run.resolve() == folder.resolve() and not kept and not (quality and depth and note):
+    if run.resolve() == folder.resolve() and not kept and not (quality and note and (depth or not _tells_of_depth(folder / "README.md"))):
         raise typer.BadParameter(f"{folder} tells its figures on its card alone; give --quality, --depth and --note again, or they are lost.")
     figures, thinking = (json.loads(file.read_text()) if file else kept.get(name, {}) for name, file in (("quality", quality), ("depth", depth)))
     for name, told in (("quality", figures if quality else {}), ("depth", thinking if depth else {})):
