@@ -77,8 +77,8 @@ class VisitorLimits:
     visitor's own word and is not read.
     """
 
-    def __init__(self, app: ASGIApp, rate: RateLimit, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES) -> None:
-        self.app, self.rate, self.proxies, self.upload_bytes = app, rate, proxies, upload_bytes
+    def __init__(self, app: ASGIApp, rate: RateLimit, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES, most_waiting: int = WAITING) -> None:
+        self.app, self.rate, self.proxies, self.upload_bytes, self.most_waiting = app, rate, proxies, upload_bytes, most_waiting
         self.events = RateLimit(EVENTS * rate.requests, rate.seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,8 +112,8 @@ class VisitorLimits:
             if seconds:
                 rate = f"{limit.requests} requests in {limit.seconds:g} seconds"
                 raise Refusal(429, f"More than {rate} are not served; try again in {seconds} s.", **{"retry-after": str(seconds)})
-        if any(part in path for part in _QUEUE) and self.waiting(scope) >= WAITING:
-            raise Refusal(429, f"{WAITING} of your requests are waiting already; let one of them come first.", **{"retry-after": "10"})
+        if any(part in path for part in _QUEUE) and self.waiting(scope) >= self.most_waiting:
+            raise Refusal(429, f"{self.most_waiting} of your requests are waiting already; let one of them come first.", **{"retry-after": "10"})
 
     def waiting(self, scope: Scope) -> int:
         """How many requests of the same visitor stand in gradio's queue."""
@@ -178,9 +178,10 @@ async def _answer(send: Send, refusal: Refusal) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def visitor_limits(requests: int = REQUESTS, seconds: float = SECONDS, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES) -> list[Middleware]:
+def visitor_limits(requests: int = REQUESTS, seconds: float = SECONDS, proxies: int = 0, upload_bytes: int = MAX_UPLOAD_BYTES,
+                   most_waiting: int = WAITING) -> list[Middleware]:
     """The middleware for `launch(app_kwargs={"middleware": ...})`."""
-    return [Middleware(VisitorLimits, rate=RateLimit(requests, seconds), proxies=proxies, upload_bytes=upload_bytes)]
+    return [Middleware(VisitorLimits, rate=RateLimit(requests, seconds), proxies=proxies, upload_bytes=upload_bytes, most_waiting=most_waiting)]
 
 
 def visitor(scope: Scope, proxies: int = 0) -> str:

@@ -50,5 +50,5 @@ if __name__ == "__main__":
 
         options = app.launch_options
         # All visitors of a test have one address: the limits stay, but for the rate.
-        app.launch_options = lambda *place, **more: {**options(*place, **more), "app_kwargs": {"middleware": visitor_limits(requests=10**9)}}
+        app.launch_options = lambda *place, **more: {**options(*place, **more), "app_kwargs": {"middleware": visitor_limits(requests=10**9, most_waiting=10**9)}}
         app.main(["--model", sys.argv[2], "--port", sys.argv[3]])
