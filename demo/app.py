@@ -78,7 +78,7 @@ def create_demo(pipeline: IRISPipeline, folder: Path | None = None, public: bool
         made.edit.click(lambda drawn: (gr.Tabs(selected="edit"), *edit.receive(drawn)), made.chosen, [tabs, *edited.inputs], **PRIVATE)
         taken.run_after(taken.take.click(latents.receive, made.chosen, taken.inputs, **QUEUED).success)
         made.restore_on(page.load)
-        for refresh_on in (made.refresh_on, compared.refresh_on, looked.refresh_on, edited.refresh_on, follow):
+        for refresh_on in (made.refresh_on, compared.refresh_on, looked.refresh_on, edited.refresh_on, taken.refresh_on, follow):
             refresh_on(page.load)
         told.refresh_on(model_tab.select)
     # One picture at a time, and a 33rd visitor is told so at once (503). What draws is reached through the queue alone.

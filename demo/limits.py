@@ -69,8 +69,8 @@ class Refusal(Exception):
 
 
 class VisitorLimits:
-    """ASGI middleware: 404 for what the page never asks for, 429 above the rate or with too much waiting already, 413 for a body that is too large, 411 for one that does
-    not say how large it is, 400 for a file given by its address (gradio would fetch it, whatever its size), several layers of paint, a
+    """ASGI middleware: 404 for what the page never asks for, 429 above the rate or with too much waiting already, 413 for a body that
+    is too large, 411 for one that does not say how large it is, 400 for a file given by its address (gradio would fetch it, whatever its size), several layers of paint, a
     number that is not finite, text that UTF-8 cannot hold, and an upload without a file.
 
     proxies: how many trusted proxies stand before the server (a Space has one). With none the X-Forwarded-For header is a

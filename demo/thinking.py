@@ -120,9 +120,9 @@ def refining_stream(model: LoadedModel) -> Callable[[GenerationRequest | Refined
     Nothing is drawn again from noise: the last step is taken once more, from the core's state at the end (`IRISPipeline.refine`).
     """
 
-    @on_gpu(lambda kept: min(120, 10 + _request_of(kept).max_core_passes // 20))
+    @on_gpu(lambda kept: min(120, 10 + request_of(kept).max_core_passes // 20))
     def stream(kept: GenerationRequest | Refined) -> Iterator[float | Refined]:
-        request, before = _request_of(kept), kept
+        request, before = request_of(kept), kept
         if not isinstance(before, Refined):
             for preview in model.pipeline.stream(**request.arguments()):
                 yield preview.step / (preview.num_steps + 1)
@@ -137,7 +137,8 @@ def refining_stream(model: LoadedModel) -> Callable[[GenerationRequest | Refined
     return stream
 
 
-def _request_of(kept: GenerationRequest | Refined) -> GenerationRequest:
+def request_of(kept: GenerationRequest | Refined) -> GenerationRequest:
+    """What is refined, before its first refinement and after."""
     return kept.request if isinstance(kept, Refined) else kept
 
 

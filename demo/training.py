@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -206,9 +205,6 @@ def run_job(folder: Path, job: Job) -> JobState:
     train = plan(rest)
     with open_run(folder / STAGES[1], config, train, job.data) as run:
         result = stages.train_text_to_image(config, pictures, held_out, train, run, init=init, on_log=_sampler(run, config, init, held_out, train))
-    if not result.summary["step"]:
-        shutil.rmtree(result.pipeline_path)  # told to end before its first step: it has learned nothing
-        return JobState("stopped", "Stopped before the generator's training; no model was made.", os.getpid())
     losses = [row["held_out_loss"] for row in read_metrics(folder / STAGES[1]) if row.get("held_out_loss") is not None]
     fall = f" Held-out loss went from {losses[0]:.3f} to {losses[-1]:.3f}." if len(losses) > 1 else ""
     ended = f"Stopped after {result.summary['step']:,} steps." if told_to_end() else "Finished."

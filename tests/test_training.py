@@ -232,6 +232,25 @@ def test_kill_9_in_the_middle_of_stage_3_and_the_same_command_again(stage_1: Pat
     assert [row["step"] for row in read_metrics(tmp_path / "killed")] == list(range(1, 25))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_before_its_first_step_and_told_twice_a_training_ends_at_once(number: int) -> None:
+    """There is no model to keep before: a second stage may not begin with one that learned nothing."""
+    def ended(before: str) -> tuple[int | None, int]:
+        code = f"import time; from iris.training.ending import *; end_when_told(); {before}; print('ready', flush=True); time.sleep(0.5); time.sleep(60)"
+        process = subprocess.Popen([sys.executable, "-c", code], env=subprocess_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process.stdout.readline()
+        process.send_signal(number)
+        time.sleep(0.3)
+        first = process.poll()
+        process.send_signal(number)
+        return first, process.wait(10)
+
+    assert ended("pass")[0] is not None
+    first, second = ended("goes_on = training_goes_on(); goes_on.__enter__()")
+    assert first is None and second not in (None, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 def test_a_command_that_is_told_to_end_leaves_a_model_and_goes_on_when_given_again(stage_1: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from demo.thinking import (
     depth_note,
     depths_html,
     refining_stream,
+    request_of,
     scrub_html,
     thinking_stream,
 )
@@ -133,7 +134,7 @@ def _refine_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
     def refine(kept: GenerationRequest | Refined | None) -> Iterator[tuple]:
         if kept is None:
             raise RequestError("There is nothing to refine yet; press Compare first.")
-        request = kept.request if isinstance(kept, Refined) else kept
+        request = request_of(kept)
         yield gr.skip(), status_html("Thinking on", [f"seed {request.seed}"], 0.0), gr.skip()
         for further in stream(kept):
             if isinstance(further, float):

@@ -16,9 +16,10 @@ from PIL import Image
 from demo.editing import fit_picture, uploaded
 from demo.encoding import Encoded, bands_html, encoding_stream, latents_html
 from demo.model import LoadedModel
-from demo.pictures import crisp
+from demo.pictures import looks
 from demo.png import write_png
 from demo.serving import MODEL_QUEUE, cache_file, cache_picture, runs_until_stopped, sentences
+from demo.settings import refreshing
 from demo.status import status_html, status_line
 from demo.visit import Drawn
 
@@ -29,23 +30,23 @@ Encoding = Callable[[Image.Image], Iterator[Encoded]]
 
 @dataclass(frozen=True)
 class LatentsTab:
-    """What the page joins to: `take` asks for the picture of the Create tab, which `receive` turns into values for `inputs`."""
+    """What the page joins to: `take` asks for the picture of the Create tab, which `receive` turns into values for `inputs`; refresh_on follows the model."""
 
     take: gr.Button
     inputs: list[Component]
     run_after: Callable[[Callable[..., Any]], None]
+    refresh_on: Callable[[Callable[..., Any]], Any]
 
 
 def build_tab(model: LoadedModel) -> LatentsTab:
     """The tab's components and events inside the current Blocks."""
     stream = encoding_stream(model)
-    look = crisp(model.pipeline.image_size).split()
     gr.HTML(NOTE, elem_classes="plain")
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=1, min_width=300):
             source = gr.Image(
                 label="Picture", type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], buttons=[], elem_id="latents-source",
-                elem_classes=["picture", *look], placeholder="Drop any picture here",
+                elem_classes=looks(model.pipeline.image_size, "picture"), placeholder="Drop any picture here",
             )
         with gr.Column(scale=1, min_width=300):
             status = status_line("Drop a picture, or take the one from Create.")
@@ -54,7 +55,7 @@ def build_tab(model: LoadedModel) -> LatentsTab:
                 stop = gr.Button("Stop", size="md", scale=0, min_width=80, interactive=False)
             slider = gr.ImageSlider(
                 label="Before and after", show_label=False, type="pil", format="png", interactive=False, visible=False, buttons=[],
-                elem_id="latents-slider", elem_classes=["picture", *look],
+                elem_id="latents-slider", elem_classes=looks(model.pipeline.image_size, "picture"),
             )
     bands = gr.HTML("", elem_id="bands", elem_classes="plain")
     maps = gr.HTML("", elem_id="maps", elem_classes="plain")
@@ -65,7 +66,11 @@ def build_tab(model: LoadedModel) -> LatentsTab:
 
     run_after(partial(gr.on, [source.upload]))
     _encode_endpoint(model, stream)
-    return LatentsTab(take, [source], run_after)
+
+    def values() -> tuple:
+        return (gr.update(elem_classes=looks(model.pipeline.image_size, "picture")),) * 2
+
+    return LatentsTab(take, [source], run_after, refreshing(model, values, [source, slider]))
 
 
 def receive(drawn: Drawn | None) -> Any:

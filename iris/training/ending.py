@@ -1,21 +1,34 @@
 """A training that is told to end does so after its step, as if its minutes were over: with a checkpoint and a model.
 
-For programs of their own (the command line, the demo's jobs). A notebook's kernel keeps its signals to itself.
+For programs of their own (the command line, the demo's jobs). A notebook's kernel keeps its signals to itself. Before its first step
+there is nothing to keep, and the process ends at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
-_asked = threading.Event()
+_training, _asked = threading.Event(), threading.Event()
 
 
 def end_when_told() -> None:
-    """From now on the first SIGTERM or Ctrl-C asks for an end, and the second one ends the process at once. For a process's main thread."""
+    """From now on the first SIGTERM or Ctrl-C asks a training for its end, and the second one ends the process at once. For a process's main thread."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _note)
+
+
+@contextlib.contextmanager
+def training_goes_on() -> Iterator[None]:
+    """Around the steps: what is asked for meanwhile is heard after one."""
+    _training.set()
+    try:
+        yield
+    finally:
+        _training.clear()
 
 
 def told_to_end() -> bool:
@@ -24,6 +37,9 @@ def told_to_end() -> bool:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    _asked.set()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _training.is_set():
+        _asked.set()
+    else:
+        signal.raise_signal(number)

@@ -36,7 +36,7 @@ from iris.rng import rng_for
 from iris.runs import Run
 from iris.step_checkpoints import latest_checkpoint, prune_checkpoints, step_folder
 from iris.training.batches import each_tensor
-from iris.training.ending import told_to_end
+from iris.training.ending import told_to_end, training_goes_on
 from iris.training.guard import Guard, TrainingError
 from iris.training.losses import T_BINS, LossOutput
 from iris.training.optimizer import OPTIMIZERS, build_optimizer
@@ -407,7 +407,7 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
     before, logged = session.seconds, (session.step, time.monotonic())
     ended = session.step >= train.train_steps or _time_is_up(session, train)
     draws = _Draws(lambda step: _make_draw(session, batches, loss, step, DRAW), session.accelerator.device.type == "cuda")
-    with contextlib.closing(draws), tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True) as bar:
+    with contextlib.closing(draws), training_goes_on(), tqdm(total=train.train_steps, initial=session.step, unit="step", disable=not session.is_main, mininterval=2.0, dynamic_ncols=True) as bar:
         while not ended:
             output, norm = session.update(loss, draws(session.step))
             session.seconds = before + time.monotonic() - started
