@@ -312,6 +312,22 @@ def test_model_shows_its_card_and_the_report(visit, size: tuple[int, int], schem
     look_at(visitor, "model", size, scheme, tmp_path)
 
 
+def test_a_model_that_is_typed_while_the_list_is_still_on_its_way_stays(visit) -> None:  # noqa: F811
+    """Choosing the tab asks for the list anew; an answer that comes late may not take back what stands in the field by then."""
+    visitor = visit()
+    visitor.page.wait_for_timeout(1000)  # the page has opened
+    held = []
+    visitor.page.route("**/run/predict*", lambda route: held.append(route))
+    visitor.tab("Model")
+    visitor.write("choice", "someone/else")
+    assert held, "the tab asked for nothing"
+    with visitor.page.expect_response("**/run/predict*"):
+        for request in held:
+            request.continue_()
+    visitor.page.wait_for_timeout(500)
+    expect(visitor.page.locator("#choice input")).to_have_value("someone/else")
+
+
 def test_another_model_brings_its_own_suggestions_to_every_page(visit, tmp_path: Path) -> None:  # noqa: F811
     """The last test of this server: it goes on with the other model."""
     other = nano_pipeline()

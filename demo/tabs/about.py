@@ -45,7 +45,7 @@ def build_tab(model: LoadedModel) -> AboutTab:
     refreshed += [card, shown]
 
     def fresh(known: str) -> tuple:
-        choices = [] if model.public else [gr.update(choices=model.choices(), value=present(model))]
+        choices = [] if model.public else [gr.update(choices=model.choices())]  # what the visitor has typed there meanwhile stays
         loaded = f"{model.folder} {model.pipeline.metadata.get('hash', '')}"
         return facts_html(model), *choices, gr.skip() if known == loaded else model_card(model.folder), loaded
 
@@ -74,7 +74,7 @@ def facts_html(model: LoadedModel) -> str:
 def _choice(model: LoadedModel) -> gr.Dropdown:
     with gr.Row(elem_classes="choose"):
         choice = gr.Dropdown(
-            model.choices(), value=present(model), label="Change the model", info=CHOICE_INFO, allow_custom_value=True, scale=4, min_width=240,
+            model.choices(), value=lambda: present(model), label="Change the model", info=CHOICE_INFO, allow_custom_value=True, scale=4, min_width=240,
             elem_id="choice",
         )
         load = gr.Button("Load", scale=0, min_width=110, elem_id="load")
