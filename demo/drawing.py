@@ -18,7 +18,7 @@ from demo.serving import cache_file, on_gpu
 from iris.flow import velocity_to_data
 from iris.nn.generator import relative_change
 from iris.pipeline import IRISPipeline
-from iris.sampling import GuidedVelocity
+from iris.sampling import SOLVER_STEPS, GuidedVelocity
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def drawing_stream(model: LoadedModel) -> Stream:
 
     @on_gpu(lambda request, every_iteration=False: min(120, 10 + request.max_core_passes // 20))
     def stream(request: GenerationRequest, every_iteration: bool = False) -> Iterator[Progress]:
-        # With another solver a step is no single call of the network, so only its steps can be shown.
-        if every_iteration and model.pipeline.defaults.sampler == "euler":
+        # With Heun a step is no single call of the network, so only its steps can be shown.
+        if every_iteration and model.pipeline.defaults.sampler in SOLVER_STEPS:
             yield from thinking(model.pipeline, request)
             return
         for preview in model.pipeline.stream(**request.arguments()):
@@ -63,11 +63,11 @@ def drawing_stream(model: LoadedModel) -> Stream:
 
 @torch.inference_mode()
 def thinking(pipeline: IRISPipeline, request: GenerationRequest) -> Iterator[Progress]:
-    """The picture that `pipeline.stream` draws with Euler's solver, shown after every core iteration as the data its velocity points to."""
+    """The picture that `pipeline.stream` draws, shown after every core iteration as the data its velocity points to."""
     started = time.monotonic()
-    asked = pipeline._request(**request.arguments(), num_images=1, sampler="euler")
+    asked = pipeline._request(**request.arguments(), num_images=1, sampler=None)
     field = pipeline._velocity(asked, *pipeline.contexts(asked.prompts, asked.negative_prompt))
-    z, times = pipeline._noise(asked.seeds), asked.times()
+    z, times, renoise = pipeline._noise(asked.seeds), asked.times(), pipeline._renoise(asked.seeds)
     spent: list[int] = []
     for index in range(asked.num_steps):
         t = times[index].expand(1).to(z)
@@ -76,7 +76,7 @@ def thinking(pipeline: IRISPipeline, request: GenerationRequest) -> Iterator[Pro
             yield Progress(index + 1, asked.num_steps, pipeline.decode(data)[0], [*spent, used], time.monotonic() - started)
         spent.append(used)
         field.spent.append(torch.tensor([used]))
-        z = z + (times[index + 1] - times[index]).to(z) * velocity
+        z, _ = SOLVER_STEPS[asked.sampler](z, velocity, times, index, renoise)
     result = pipeline._result(asked, z, field, started)
     yield Progress(asked.num_steps, asked.num_steps, result.images[0], spent, result.seconds, {**result.parameters_of(0), "iterations": spent})
 

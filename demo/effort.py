@@ -29,7 +29,7 @@ DISTILLED = {"Draft": Effort(1, 4), "Balanced": Effort(2, 4), "Best": Effort(4, 
 
 def efforts(pipeline: IRISPipeline) -> dict[str, Effort]:
     """The four efforts for this model: its own measured ones, else parts of its defaults; entries of a damaged "frontier" are passed over."""
-    table = dict(DISTILLED) if pipeline.defaults.sampler == "consistency" else _parts_of(pipeline.defaults)
+    table = dict(DISTILLED) if pipeline.distilled else _parts_of(pipeline.defaults)
     measured = pipeline.metadata.get("frontier")
     for name, pair in (measured.items() if isinstance(measured, dict) else ()):
         if name in table and isinstance(pair, list) and len(pair) == 2:

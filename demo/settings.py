@@ -14,6 +14,7 @@ from demo.effort import NAMES, effort_named, efforts
 from demo.model import LoadedModel
 from demo.request import GUIDANCE, ITERATIONS, MAX_SEED, STEPS, GenerationRequest
 from iris.pipeline import SamplingDefaults
+from iris.sampling import SOLVER_STEPS
 
 MAX_IMAGES = 4
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -109,8 +110,8 @@ def suggestion(model: LoadedModel) -> str:
 
 
 def can_watch(model: LoadedModel) -> bool:
-    """Whether `drawing_stream` can show every iteration: it solves with Euler's steps."""
-    return model.pipeline.defaults.sampler == "euler"
+    """Whether `drawing_stream` can show every iteration: a step is one call of the network."""
+    return model.pipeline.defaults.sampler in SOLVER_STEPS
 
 
 def build_settings(model: LoadedModel) -> tuple[Settings, Component, Component]:

@@ -65,6 +65,11 @@ class AutoencoderConfig:
         """Side of the latent grid at `image_size`."""
         return self.image_size // self.downsample
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one picture's latents."""
+        return self.latent_channels, self.latent_size, self.latent_size
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:

@@ -61,7 +61,7 @@ def image_to_image(pipe: IRISPipeline, image: Image.Image, prompt: str | Sequenc
     request, velocity, noise = _open(pipe, prompt, settings)
 
     def steps() -> Iterator[SampleStep]:
-        return _solve(velocity, pipe.encode(source), noise, strength, request)
+        return _solve(pipe, velocity, pipe.encode(source), noise, strength, request)
 
     yield from _watch(pipe, request, velocity, steps, {"edit": "image-to-image", "strength": strength})
 
@@ -87,7 +87,7 @@ def inpaint(pipe: IRISPipeline, image: Image.Image, mask: Image.Image | np.ndarr
             # The velocity that points at the source from anywhere: z = (1 - t) source + t noise stays on that path.
             return torch.where(cells, velocity(z, t), (z - latents) / t.view(-1, 1, 1, 1))
 
-        return _solve(field, latents, noise, strength, request)
+        return _solve(pipe, field, latents, noise, strength, request)
 
     def composite(pictures: Pictures) -> Pictures:
         return [Image.fromarray(np.where(drawn[..., None], np.asarray(picture), np.asarray(source))) for picture in pictures]
@@ -147,10 +147,11 @@ def interpolation(pipe: IRISPipeline, prompt: str, other_prompt: str | None = No
         context, away = (_between(pair, where) for pair in pipe.contexts(request.prompts, request.negative_prompt))
         velocity = pipe._velocity(request, context, away)
         path = slerp(noise[0], noise[1], where)
+    jumped = pipe._renoise(request.seeds)  # the new noise of jumps goes the same way, or the pictures would break in the middle
     request = replace(request, prompts=[request.prompts[end] for end in nearest], seeds=[request.seeds[end] for end in nearest])
 
     def steps() -> Iterator[SampleStep]:
-        return SAMPLERS[request.sampler](velocity, path, request.times(), request.seeds)
+        return SAMPLERS[request.sampler](velocity, path, request.times(), lambda step: slerp(*jumped(step), where))
 
     yield from _watch(pipe, request, velocity, steps, {"edit": "interpolation", "frames": frames})
 
@@ -217,14 +218,14 @@ def _times(request: Any, strength: float) -> Tensor:
     return request.times(strength, left) if strength > 0 else torch.zeros(1)
 
 
-def _solve(field: Velocity, latents: Tensor, noise: Tensor, strength: float, request: Any) -> Iterator[SampleStep]:
+def _solve(pipe: IRISPipeline, field: Velocity, latents: Tensor, noise: Tensor, strength: float, request: Any) -> Iterator[SampleStep]:
     """The request's sampler from the point t = strength of the path between `latents` and `noise`."""
     latents = latents.expand_as(noise)
     times = _times(request, strength)
     if len(times) == 1:
         return iter([_untouched(latents)])
     start = interpolate(latents, noise, times[:1].to(latents).expand(len(latents))).z_t
-    return SAMPLERS[request.sampler](field, start, times, request.seeds)
+    return SAMPLERS[request.sampler](field, start, times, pipe._renoise(request.seeds))
 
 
 def _untouched(latents: Tensor) -> SampleStep:

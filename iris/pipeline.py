@@ -26,7 +26,16 @@ from iris.flow import interpolate, timestep_schedule
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator, TextContext
 from iris.prompts import PromptError, clean_negative_prompt, clean_prompt
-from iris.sampling import SAMPLERS, GuidedVelocity, SamplingError, calls_of, initial_noise, last_step
+from iris.sampling import (
+    SAMPLERS,
+    GuidedVelocity,
+    Renoise,
+    SamplingError,
+    calls_of,
+    initial_noise,
+    last_step,
+    renoise_by_seed,
+)
 from iris.text import TextEncoder, load_text_encoder
 
 MAX_SEED = 2**31 - 1
@@ -149,6 +158,11 @@ class IRISPipeline:
         return self.config.autoencoder.image_size
 
     @property
+    def distilled(self) -> bool:
+        """Whether this is a student: it learned to jump in one to four steps, with its teacher's guidance inside (stage 5)."""
+        return self.metadata.get("stage") == 5
+
+    @property
     def device(self) -> torch.device:
         return next(self.generator.parameters()).device
 
@@ -248,11 +262,13 @@ class IRISPipeline:
 
     def _start(self, request: _Request) -> tuple[GuidedVelocity, Iterator]:
         velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt))
-        return velocity, SAMPLERS[request.sampler](velocity, self._noise(request.seeds), request.times(), request.seeds)
+        return velocity, SAMPLERS[request.sampler](velocity, self._noise(request.seeds), request.times(), self._renoise(request.seeds))
 
     def _noise(self, seeds: list[int]) -> Tensor:
-        size = self.config.autoencoder.latent_size
-        return initial_noise(seeds, (self.config.autoencoder.latent_channels, size, size), self.device)
+        return initial_noise(seeds, self.config.autoencoder.latent_shape, self.device)
+
+    def _renoise(self, seeds: list[int]) -> Renoise:
+        return renoise_by_seed(seeds, self.config.autoencoder.latent_shape, self.device)
 
     def _velocity(self, request: _Request, context: TextContext, away: TextContext, state: Tensor | None = None) -> GuidedVelocity:
         """The velocity field of a request; `state` is where the core starts when it carries its state."""
@@ -281,7 +297,7 @@ class IRISPipeline:
         with torch.inference_mode():
             velocity = self._velocity(request, *self.contexts(request.prompts, request.negative_prompt), state=result.state.to(self.device))
             z = interpolate(result.latents.to(self.device), self._noise(request.seeds), torch.full((len(request.seeds),), begin, device=self.device)).z_t
-            latents = last_step(SAMPLERS["euler"](velocity, z, request.times(begin), request.seeds)).latents
+            latents = last_step(SAMPLERS["euler"](velocity, z, request.times(begin))).latents
             refined = self._result(request, latents, velocity, started)
         return replace(refined, iterations=[before + after for before, after in zip(result.iterations, refined.iterations, strict=True)],
                        seconds=result.seconds + refined.seconds, parameters={**kept, "refined": [*kept.get("refined", []), [begin, request.num_steps, request.num_iterations]]})

@@ -17,6 +17,7 @@ from iris.nn.generator import CoreState, Embedded, Generator, TextContext, relat
 from iris.rng import rng_for
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
+Renoise = Callable[[int], Tensor]  # step -> new standard normal noise [B, C, h, w]
 NOISE, RENOISE = 0, 1  # purposes of the random streams of a seed
 
 
@@ -38,6 +39,11 @@ class SampleStep:
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
     """Standard normal [len(seeds), C, h, w]; row i depends on seeds[i] alone."""
     return torch.stack([torch.randn(shape, generator=rng_for(seed, NOISE)) for seed in seeds]).to(device)
+
+
+def renoise_by_seed(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Renoise:
+    """The new noise of jumps; row i of step n depends on (seeds[i], n) alone."""
+    return lambda step: torch.stack([torch.randn(shape, generator=rng_for(seed, RENOISE, step)) for seed in seeds]).to(device)
 
 
 def _select(context: TextContext, rows: Tensor) -> TextContext:
@@ -168,17 +174,48 @@ def _times(z: Tensor, t: Tensor) -> Tensor:
     return t.to(z).expand(z.shape[0])
 
 
-def sample_euler(velocity: Velocity, noise: Tensor, timesteps: Tensor, seeds: Sequence[int] = ()) -> Iterator[SampleStep]:
+def euler_step(z: Tensor, v: Tensor, timesteps: Tensor, index: int, renoise: Renoise | None = None) -> tuple[Tensor, Tensor]:
+    """From z at timesteps[index] and its velocity v: (latents one step on along v, estimate of the data)."""
+    data = velocity_to_data(z, v, _times(z, timesteps[index]))
+    return z + (timesteps[index + 1] - timesteps[index]).to(z) * v, data
+
+
+def jump_step(z: Tensor, v: Tensor, timesteps: Tensor, index: int, renoise: Renoise | None = None) -> tuple[Tensor, Tensor]:
+    """The same with a jump: to the data along v, and with new noise back to the next time; the last one stays there."""
+    data = velocity_to_data(z, v, _times(z, timesteps[index]))
+    if index + 2 == len(timesteps):
+        return data, data
+    fresh = None if renoise is None else renoise(index).to(z)
+    if fresh is None or len(fresh) != len(z):
+        raise SamplingError(f"the consistency sampler needs one seed an image; got {0 if fresh is None else len(fresh)} for {len(z)} images.")
+    return interpolate(data, fresh, _times(z, timesteps[index + 1])).z_t, data
+
+
+SOLVER_STEPS = {"euler": euler_step, "consistency": jump_step}  # of the samplers that ask for one velocity a step
+
+
+def sample_euler(velocity: Velocity, noise: Tensor, timesteps: Tensor, renoise: Renoise | None = None) -> Iterator[SampleStep]:
     """First-order solver of dz/dt = v from timesteps[0] to timesteps[-1]: one velocity call a step."""
-    z, steps = noise, len(timesteps) - 1
+    return _step_by_step("euler", velocity, noise, timesteps, renoise)
+
+
+def sample_consistency(velocity: Velocity, noise: Tensor, timesteps: Tensor, renoise: Renoise | None = None) -> Iterator[SampleStep]:
+    """Multi-step consistency sampling (2303.01469, algorithm 1): jump to the data, noise again to the next time.
+
+    Made for students; a teacher that knows its pictures well can jump too, and new noise mends what a jump got wrong
+    (reports/LOG.md, 2026-11-28).
+    """
+    return _step_by_step("consistency", velocity, noise, timesteps, renoise)
+
+
+def _step_by_step(name: str, velocity: Velocity, z: Tensor, timesteps: Tensor, renoise: Renoise | None) -> Iterator[SampleStep]:
+    steps = len(timesteps) - 1
     for index in range(steps):
-        v = velocity(z, _times(z, timesteps[index]))
-        data = velocity_to_data(z, v, _times(z, timesteps[index]))
-        z = z + (timesteps[index + 1] - timesteps[index]).to(z) * v
+        z, data = SOLVER_STEPS[name](z, velocity(z, _times(z, timesteps[index])), timesteps, index, renoise)
         yield SampleStep(index + 1, steps, float(timesteps[index + 1]), z, data)
 
 
-def sample_heun(velocity: Velocity, noise: Tensor, timesteps: Tensor, seeds: Sequence[int] = ()) -> Iterator[SampleStep]:
+def sample_heun(velocity: Velocity, noise: Tensor, timesteps: Tensor, renoise: Renoise | None = None) -> Iterator[SampleStep]:
     """Second-order solver (Heun): two velocity calls a step, one in the last."""
     z, steps = noise, len(timesteps) - 1
     for index in range(steps):
@@ -192,24 +229,6 @@ def sample_heun(velocity: Velocity, noise: Tensor, timesteps: Tensor, seeds: Seq
             guess = z + (then - now).to(z) * 0.5 * (v + ahead)
         z = guess
         yield SampleStep(index + 1, steps, float(then), z, data)
-
-
-def sample_consistency(velocity: Velocity, noise: Tensor, timesteps: Tensor, seeds: Sequence[int] = ()) -> Iterator[SampleStep]:
-    """Multi-step consistency sampling (2303.01469, algorithm 1): jump to the data, noise again to the next time.
-
-    The new noise of image i at step n depends on (seeds[i], n) alone.
-    """
-    if len(seeds) != len(noise):
-        raise SamplingError(f"the consistency sampler needs one seed an image; got {len(seeds)} seeds for {len(noise)} images.")
-    z, steps = noise, len(timesteps) - 1
-    for index in range(steps):
-        t = _times(z, timesteps[index])
-        data = velocity_to_data(z, velocity(z, t), t)
-        z = data
-        if index + 1 < steps:
-            fresh = torch.stack([torch.randn(z.shape[1:], generator=rng_for(seed, RENOISE, index)) for seed in seeds]).to(z)
-            z = interpolate(data, fresh, _times(z, timesteps[index + 1])).z_t
-        yield SampleStep(index + 1, steps, float(timesteps[index + 1]), z, data)
 
 
 SAMPLERS = {"euler": sample_euler, "heun": sample_heun, "consistency": sample_consistency}

@@ -179,7 +179,7 @@ def test_one_step_is_the_difference_of_two_velocities(pipeline: IRISPipeline, so
 # --- interpolation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_end_frames_are_the_plain_pictures(pipeline: IRISPipeline, sampler: str, guidance: float) -> None:
     plain = {"num_steps": 3, "num_iterations": 2, "guidance_scale": guidance, "sampler": sampler}

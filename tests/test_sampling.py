@@ -21,6 +21,7 @@ from iris.sampling import (
     concatenate_contexts,
     initial_noise,
     last_step,
+    renoise_by_seed,
     sample_consistency,
     sample_euler,
     sample_heun,
@@ -229,6 +230,7 @@ def test_depth_zero_is_refused(generator: Generator) -> None:
 # --- solvers -----------------------------------------------------------------------------------------------------------
 
 NOISE, DATA = seeded(2, *SHAPE, seed=1, dtype=torch.float64), seeded(2, *SHAPE, seed=2, dtype=torch.float64)
+FRESH = renoise_by_seed([1, 2], SHAPE)
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
@@ -238,7 +240,7 @@ def test_every_sampler_is_exact_on_a_straight_field_and_shows_every_step(name: s
         return (z - DATA) / t.view(-1, 1, 1, 1)
 
     times = timestep_schedule(num_steps).double()
-    steps = list(SAMPLERS[name](to_data, NOISE, times, [1, 2]))
+    steps = list(SAMPLERS[name](to_data, NOISE, times, FRESH))
     assert [(step.index, step.num_steps) for step in steps] == [(index + 1, num_steps) for index in range(num_steps)]
     assert [step.t for step in steps] == [float(t) for t in times[1:]]
     for step in steps:
@@ -270,7 +272,7 @@ def test_calls_of_the_network_are_those_promised() -> None:
             times.append(float(t[0]))
             return torch.zeros_like(z)
 
-        last_step(sampler(counted, NOISE, timestep_schedule(6), [1, 2]))
+        last_step(sampler(counted, NOISE, timestep_schedule(6), FRESH))
         assert len(times) == calls and 0.0 not in times
 
 
@@ -279,7 +281,7 @@ def test_consistency_sampling_repeats_by_seed_and_each_row_has_its_own_noise() -
         return torch.tanh(z)
 
     def draw(seeds: list[int], noise: Tensor) -> Tensor:
-        return last_step(sample_consistency(field, noise, timestep_schedule(4), seeds)).latents
+        return last_step(sample_consistency(field, noise, timestep_schedule(4), renoise_by_seed(seeds, SHAPE))).latents
 
     both = draw([1, 2], NOISE)
     assert torch.equal(both, draw([1, 2], NOISE)) and not torch.equal(both, draw([3, 2], NOISE))
@@ -287,5 +289,6 @@ def test_consistency_sampling_repeats_by_seed_and_each_row_has_its_own_noise() -
 
 
 def test_consistency_sampling_needs_a_seed_a_picture() -> None:
-    with pytest.raises(SamplingError, match="one seed an image"):
-        next(sample_consistency(lambda z, t: z, NOISE, timestep_schedule(2), [1]))
+    for few in (renoise_by_seed([1], SHAPE), None):
+        with pytest.raises(SamplingError, match="one seed an image"):
+            next(sample_consistency(lambda z, t: z, NOISE, timestep_schedule(2), few))

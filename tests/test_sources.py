@@ -1,57 +1,21 @@
 """Laws of the sources: whatever the file, the same safe pixels or one counted reason; splits part the data; mixes keep shares."""
 
-import csv
 import io
 import json
 import tarfile
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_samples import RED, WHITE, encode, make_folder, number_of, picture
 from PIL import Image
 
 from iris.data import DataError, Example, ImageFolder, Mixture, Scenes, emoji_of, load_dataset_by_name, open_image
-from iris.data.base import fingerprint
 from iris.data.emoji import PACKS
 from iris.data.images import ImageError
 from iris.data.pictures import PixelStore, Record, clean_captions, collect, in_split
 from iris.data.sources import HUB_ENTRIES, _split_mix
-
-WHITE, RED = (255, 255, 255), (255, 0, 0)
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def picture(number: int, side: int = 20) -> Image.Image:
-    """A plain picture whose colour is its number."""
-    return Image.new("RGB", (side, side), (number % 256, number // 256, 7))
-
-
-def number_of(image: np.ndarray) -> int:
-    return int(image[8, 8, 0]) + 256 * int(image[8, 8, 1])
-
-
-def make_folder(root, count: int, captions: str = "csv"):
-    root.mkdir(parents=True, exist_ok=True)
-    rows = [{"file_name": f"{i:04d}.png", "text": f"picture number {i}"} for i in range(count)]
-    for i, row in enumerate(rows):
-        picture(i).save(root / row["file_name"])
-        if captions == "txt":
-            (root / f"{i:04d}.txt").write_text(f"picture number {i}\nnumber {i}\n")
-    if captions == "csv":
-        with open(root / "metadata.csv", "w", newline="") as file:
-            csv.DictWriter(file, ["file_name", "text"]).writeheader()
-            csv.DictWriter(file, ["file_name", "text"]).writerows(rows)
-    if captions == "jsonl":
-        (root / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": r["file_name"], "caption": r["text"]}) for r in rows))
-    return root
-
 
 # ------------------------------------------------------------------------------------------------------------ one picture
 
@@ -173,194 +137,14 @@ def test_the_emoji_of_a_mix_are_one_source():
     assert emoji_of("emoji:all") == "emoji:" + ",".join(PACKS)
 
 
+PINNED = ["00014.png", "00021.png", "00027.png"]
+
+
 def test_held_out_is_one_in_twenty_for_good():
     keys = [f"{i:05d}.png" for i in range(5000)]
     held_out = [key for key in keys if in_split(key, "held_out")]
     assert 0.04 < len(held_out) / 5000 < 0.06 and held_out[:3] == PINNED
     assert all(in_split(key, "train") != in_split(key, "held_out") and in_split(key, "all") for key in keys)
-
-
-PINNED = ["00014.png", "00021.png", "00027.png"]
-
-
-# -------------------------------------------------------------------------------------------------------------------- folder
-
-
-@pytest.mark.parametrize("captions", ["csv", "jsonl", "txt"])
-def test_a_captioned_folder(tmp_path, captions):
-    root = make_folder(tmp_path / "art", 60, captions)
-    train, held_out, whole = (load_dataset_by_name(f"folder:{root}", 16, split) for split in ("train", "held_out", "all"))
-    assert len(train) + len(held_out) == len(whole) == 60 and len(held_out) >= 1
-    assert not {e.key for e in train} & {e.key for e in held_out}
-    for example in whole:
-        assert example.captions[0] == f"picture number {number_of(example.image)}"
-    first = next(example for example in whole if example.key == "0000.png")
-    assert first.captions == (("picture number 0", "number 0") if captions == "txt" else ("picture number 0",))
-    assert [e.key for e in ImageFolder(root, 16, "train", limit=7)] == [e.key for e in train][:7]
-
-
-def test_a_folder_of_folders_is_labelled_by_their_names(tmp_path):
-    for name in ("sea_horse", "apple"):
-        make_folder(tmp_path / "zoo" / name, 3, captions="none")
-    data = ImageFolder(tmp_path / "zoo", 16, "all")
-    assert Counter(e.label for e in data) == {"sea horse": 3, "apple": 3}
-    assert {e.key: e.captions for e in data}["apple/0000.png"] == ("a photo of an apple",)
-
-
-def test_a_prefix_of_a_folder_is_a_fair_sample(tmp_path):
-    for name in ("apple", "banana", "cherry", "date"):
-        make_folder(tmp_path / "fruit" / name, 40, captions="none")
-    counts = Counter(e.label for e in ImageFolder(tmp_path / "fruit", 16, limit=60))
-    assert len(counts) == 4 and min(counts.values()) >= 8
-
-
-def test_metadata_speaks_for_its_folder_and_those_below(tmp_path):
-    root = tmp_path / "zoo"
-    make_folder(root / "train", 30)
-    make_folder(root / "more", 2, captions="none")
-    (root / "train" / "deep").mkdir()
-    picture(99).save(root / "train" / "deep" / "unlisted.png")
-    told = {e.key: e.captions for e in ImageFolder(root, 16, "all")}
-    assert len(told) == 32 and told["train/0007.png"] == ("picture number 7",) and told["more/0001.png"] == ("a photo of a more",)
-
-
-def test_what_a_system_leaves_in_a_folder_is_no_picture(tmp_path):
-    root = make_folder(tmp_path / "art", 30, captions="txt")
-    for shadow in (".ipynb_checkpoints/0001-checkpoint.png", "__MACOSX/._0001.png", "._0002.png"):
-        (root / shadow).parent.mkdir(exist_ok=True)
-        (root / shadow).write_bytes(b"no picture")
-    data = ImageFolder(root, 16, "all")
-    assert len(data) == 30 and not data.skipped
-
-
-def test_rows_of_one_picture_are_its_captions_and_never_in_both_splits(tmp_path):
-    root = make_folder(tmp_path / "art", 20, captions="none")
-    rows = [f"{i:04d}.png,{words} {i}" for i in range(20) for words in ("picture number", "number", "no.")]
-    (root / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
-    train, held_out = (ImageFolder(root, 16, split) for split in ("train", "held_out"))
-    assert len(train) + len(held_out) == 20 and not {e.key for e in train} & {e.key for e in held_out}
-    assert all(len(e.captions) == 3 for e in train)
-
-
-def test_a_plain_csv_of_excel_a_class_of_zero_and_a_linked_picture_are_read(tmp_path):
-    root, elsewhere = tmp_path / "art", make_folder(tmp_path / "blobs", 20, captions="none")
-    root.mkdir()
-    for number in range(20):
-        (root / f"é{number}.png").symlink_to(elsewhere / f"{number:04d}.png")
-    (root / "metadata.csv").write_bytes("\r\n".join(["file_name,text,label", *(f"é{i}.png,a child’s café,{i % 2}" for i in range(20))]).encode("cp1252"))
-    data = ImageFolder(root, 16, "all")
-    assert len(data) == 20 and {e.captions for e in data} == {("a child’s café",)} and Counter(e.label for e in data) == {"0": 10, "1": 10}
-    (root / "metadata.csv").unlink()
-    (root / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"é{i}.png", "label": i % 2}) for i in range(20)))
-    assert {e.captions for e in ImageFolder(root, 16, "all")} == {("a photo of a 0",), ("a photo of a 1",)}
-
-
-def test_a_fingerprint_sees_every_word_of_a_large_folder(tmp_path):
-    root = make_folder(tmp_path / "art", 40)
-    before = fingerprint(ImageFolder(root, 16, "all"), most=5)
-    table = root / "metadata.csv"
-    words = table.read_text()
-    for number in range(40):
-        table.write_text(words.replace(f"{number:04d}.png,picture", f"{number:04d}.png,photograph"))
-        assert fingerprint(ImageFolder(root, 16, "all"), most=5) != before
-    table.write_text(words)
-    assert fingerprint(ImageFolder(root, 16, "all"), most=5) == before
-
-
-def test_a_tiny_folder_still_has_both_splits(tmp_path):
-    root = make_folder(tmp_path / "few", 4)
-    assert len(ImageFolder(root, 16)) == 3 and len(ImageFolder(root, 16, "held_out")) == 1
-
-
-def test_metadata_cannot_reach_out_of_the_folder(tmp_path):
-    root = make_folder(tmp_path / "art", 150)
-    picture(1).save(tmp_path / "secret.png")
-    with open(root / "metadata.csv", "a") as file:
-        file.write("../secret.png,stolen\n")
-    data = ImageFolder(root, 16, "all")
-    assert data.skipped == {"missing": 1} and not any("stolen" in e.captions for e in data)
-
-
-@pytest.mark.parametrize(("files", "sentence"), [
-    ({}, "holds no pictures"), ({"metadata.csv": "picture,words\n1.png,x\n"}, "no column file_name"),
-    ({"metadata.jsonl": '{"file_name": "1.png"}\nbroken\n'}, "all 2 were skipped"), ({"metadata.jsonl": "broken\n[]\n"}, "no column file_name"),
-])
-def test_folders_that_cannot_be_read_say_why(tmp_path, files, sentence):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=sentence):
-        ImageFolder(tmp_path, 16)
-
-
-def named_pictures(root: Path, count: int) -> list[str]:
-    root.mkdir(parents=True)
-    for number in range(count):
-        picture(number).save(root / f"{number}.png")
-    return [f"{number}.png" for number in range(count)]
-
-
-def test_a_table_as_people_write_it(tmp_path: Path) -> None:
-    """Semicolons or tabs, space after the comma and in the header, capitals in its name."""
-    for number, (file, separator) in enumerate((("metadata.csv", ";"), ("Metadata.CSV", ", "), ("metadata.csv", "\t"))):
-        names = named_pictures(tmp_path / str(number), 12)
-        lines = [separator.join(("file_name ", "text")), *(separator.join((name, f"thing {name[:-4]}")) for name in names)]
-        (tmp_path / str(number) / file).write_text("\n".join(lines))
-        data = ImageFolder(tmp_path / str(number), 16, "all")
-        assert len(data) == 12 and {example.captions for example in data} == {(f"thing {name[:-4]}",) for name in names}, file
-
-
-def test_a_caption_with_a_comma_and_without_quotes_is_not_cut(tmp_path: Path) -> None:
-    names = named_pictures(tmp_path / "art", 3)
-    (tmp_path / "art" / "metadata.csv").write_text("file_name,text\n" + "\n".join(f"{name},red apple, fluent 3d emoji" for name in names))
-    with pytest.raises(DataError, match=r"line 2: there are more columns.*in quotes"):
-        ImageFolder(tmp_path / "art", 16, "all")
-    (tmp_path / "art" / "metadata.csv").write_text("file_name,text\n" + "\n".join(f"{name},red apple,," for name in names))  # a spreadsheet's empty columns
-    assert {example.captions for example in ImageFolder(tmp_path / "art", 16, "all")} == {("red apple",)}
-
-
-def test_pictures_that_a_table_leaves_out_are_counted_and_named(tmp_path: Path) -> None:
-    names = named_pictures(tmp_path / "art", 60)
-    table = tmp_path / "art" / "metadata.csv"
-    table.write_text("file_name,text\n" + "".join(f"{name},thing\n" for name in names[:59]))
-    assert ImageFolder(tmp_path / "art", 16, "all").skipped == {"no caption": 1}
-    table.write_text("file_name,text\n" + "".join(f"{name},thing\n" for name in names[:10]))
-    with pytest.raises(DataError, match=r"50 of 60 pictures had to be skipped \(50 no caption\).*\.png, .*and others"):
-        ImageFolder(tmp_path / "art", 16, "all")
-
-
-def test_what_a_folder_holds_and_nobody_reads_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Captions in a table of another name, and pictures in formats that a camera writes."""
-    for n in range(4):
-        picture(n).save(tmp_path / f"{n}.png")
-    (tmp_path / "a.HEIC").write_bytes(b"1")
-    (tmp_path / "captions.csv").write_text("file_name,text\n0.png,a red one\n")
-    with pytest.raises(DataError, match=r"no caption.*captions\.csv is not read"):
-        ImageFolder(tmp_path, 16)
-    caplog.clear()
-    for n in range(4):
-        (tmp_path / f"{n}.txt").write_text(f"number {n}")
-    for split in ("train", "held_out"):
-        ImageFolder(tmp_path, 16, split)
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert "1 .heic files are not read; save them as JPEG or PNG." in message and "captions.csv is not read" in message and "metadata.csv" in message
-    (tmp_path / "only").mkdir()
-    (tmp_path / "only" / "b.avif").write_bytes(b"1")
-    with pytest.raises(DataError, match=r"holds no pictures.*1 \.avif files are not read"):
-        ImageFolder(tmp_path / "only", 16)
-    caplog.clear()
-    (tmp_path / "captions.csv").rename(tmp_path / "metadata.csv")
-    (tmp_path / "a.HEIC").unlink()
-    (tmp_path / "only" / "b.avif").unlink()
-    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{n}.png,number {n}\n" for n in range(4)))
-    ImageFolder(tmp_path, 16, "train")
-    assert not caplog.records
-
-
-def test_one_picture_under_two_names_is_one_picture(tmp_path: Path) -> None:
-    names = named_pictures(tmp_path / "art", 40)
-    (tmp_path / "art" / "metadata.csv").write_text("file_name,text\n" + "".join(f"{name},thing\n./{name},the same\n" for name in names))
-    train, held_out = (ImageFolder(tmp_path / "art", 16, split) for split in ("train", "held_out"))
-    assert len(train) + len(held_out) == 40 and not {e.key for e in train} & {e.key for e in held_out} and train[0].captions == ("thing", "the same")
 
 
 def test_the_first_picture_that_can_be_used_is_held_out() -> None:
@@ -374,14 +158,6 @@ def test_a_source_without_any_picture_is_given_up_soon() -> None:
     with pytest.raises(DataError, match="all 500 were skipped"):
         collect("urls", (read.append(n) or Record(str(n), None, ("x",)) for n in range(20_000)), 16, "all", limit=10)
     assert len(read) < 600
-
-
-def test_an_archive_is_not_called_missing(tmp_path: Path) -> None:
-    (tmp_path / "art.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match="is a file; unpack it"):
-        ImageFolder(tmp_path / "art.zip", 16)
-    with pytest.raises(DataError, match="does not exist"):
-        ImageFolder("~nobody-of-this-name/art", 16)
 
 
 # ------------------------------------------------------------------------------------------------------- webdataset and hub

@@ -248,7 +248,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     if timestep_shift is not None:
         with _defaults(pipe, timestep_shift=timestep_shift):
             return measure_depth(pipe, count, samples, data, seed, batch_size, num_steps, depths, matrix, guidance_scale, teacher, looks)
-    student = pipe.defaults.sampler == "consistency"
+    student = pipe.distilled
     num_steps = num_steps or (4 if student else 12)
     steps, iterations = matrix or _with_its_own(STUDENT_GRID if student else GRID, pipe.defaults.num_iterations)
     exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)

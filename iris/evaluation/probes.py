@@ -24,7 +24,7 @@ from iris.nn.mixer import MixerMaps
 from iris.pipeline import LIMITS, IRISPipeline, from_pil
 from iris.prompts import clean_negative_prompt, clean_prompt
 from iris.rng import rng_for
-from iris.sampling import NOISE, SAMPLERS, GuidedVelocity, initial_noise, last_step
+from iris.sampling import NOISE, SAMPLERS, GuidedVelocity, initial_noise, last_step, renoise_by_seed
 
 START = 9  # purpose of the random stream that draws initial states
 
@@ -185,9 +185,9 @@ def tracing(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | Non
     with torch.inference_mode():
         context, away = pipe.contexts([prompt], negative_prompt)
     velocity = _RecordingVelocity(pipe.generator, context, away, scale, depth, defaults.carry_state)
-    noise = initial_noise([seed], _latent_shape(pipe), pipe.device)
+    ours = ([seed], pipe.config.autoencoder.latent_shape, pipe.device)
     schedule = timestep_schedule(defaults.num_steps if num_steps is None else num_steps, defaults.timestep_shift)
-    solver, previews = SAMPLERS[sampler or defaults.sampler](velocity, noise, schedule, [seed]), []
+    solver, previews = SAMPLERS[sampler or defaults.sampler](velocity, initial_noise(*ours), schedule, renoise_by_seed(*ours)), []
     while True:
         with torch.inference_mode():  # not around the yield: another's code runs there
             step = next(solver, None)
@@ -198,11 +198,6 @@ def tracing(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | Non
         yield step.index
     arrays = {name: np.stack([call[name].float().cpu().numpy() for call in velocity.calls]) for name in velocity.calls[0] if name != "data"}
     return Trace(prompt, seed, float(scale), np.array(velocity.times), previews=np.stack(previews), image=_pixels(pipe, latents)[0], **arrays)
-
-
-def _latent_shape(pipe: IRISPipeline) -> tuple[int, int, int]:
-    config = pipe.config.autoencoder
-    return config.latent_channels, config.latent_size, config.latent_size
 
 
 def _pixels(pipe: IRISPipeline, latents: Tensor) -> np.ndarray:
@@ -232,8 +227,8 @@ def convergence(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int]
         times.append(float(t[0]))
         return pipe.generator.readout(previous, embedded)
 
-    noise = initial_noise(seeds, _latent_shape(pipe), pipe.device)
-    last_step(SAMPLERS["euler"](velocity, noise, timestep_schedule(num_steps, pipe.defaults.timestep_shift), seeds))
+    noise = initial_noise(seeds, pipe.config.autoencoder.latent_shape, pipe.device)
+    last_step(SAMPLERS["euler"](velocity, noise, timestep_schedule(num_steps, pipe.defaults.timestep_shift)))
     return Convergence(np.array(times), torch.stack(changes, dim=1).float().cpu().numpy(), pipe.config.generator.mean_iterations)
 
 
@@ -286,10 +281,10 @@ def path_independence(pipe: IRISPipeline, prompt: str, seed: int = 0, num_iterat
     if starts < 1 or num_iterations < 1:
         raise ProbeError(f"starts is {starts} and num_iterations {num_iterations}; use 1 or more of both.")
     generator, rows = pipe.generator, 1 + starts
-    noise = initial_noise([seed], _latent_shape(pipe), pipe.device)
+    noise = initial_noise([seed], pipe.config.autoencoder.latent_shape, pipe.device)
     data = pipe(prompt, seed=seed).latents.to(pipe.device)
     context, _ = pipe.contexts([prompt] * rows)
-    grid = pipe.config.generator.core_shape(*_latent_shape(pipe)[1:])
+    grid = pipe.config.generator.core_shape(*pipe.config.autoencoder.latent_shape[1:])
     states = torch.stack([torch.zeros(grid), *(INITIAL_STATE_STD * torch.randn(grid, generator=rng_for(seed, START, k)) for k in range(starts))])
     found = []
     for t in timesteps:

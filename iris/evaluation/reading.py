@@ -14,7 +14,7 @@ from PIL import Image
 
 from iris.checkpoint import load_module, read_checkpoint
 from iris.config import IRISConfig
-from iris.data import Example, ImageDataset, caption_scene, check_scene, load_dataset_by_name
+from iris.data import Example, ImageDataset, caption_scene, check_scene, load_dataset_by_name, streams
 from iris.evaluation.metrics import Estimate, psnr
 from iris.evaluation.neighbours import Nearest
 from iris.evaluation.quality import SCENE_FACTS, scene_specs
@@ -120,8 +120,8 @@ def first_examples(dataset: ImageDataset, count: int = 8) -> list[Example]:
 
 
 def load_pictures_for(pipe: IRISPipeline, data: str, split: str = "held_out", limit: int = 500) -> ImageDataset:
-    """Pictures of the source `data` at the size that the model draws."""
-    return load_dataset_by_name(data, pipe.image_size, split, limit)
+    """Pictures of the source `data` at the size that the model draws; at most `limit` of one that may be endless."""
+    return load_dataset_by_name(data, pipe.image_size, split, limit if streams(data) else None)
 
 
 @torch.inference_mode()
