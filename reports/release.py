@@ -107,7 +107,7 @@ def _settings(quality: dict[str, Any]) -> str:
     options = f" --data {quality['data']}" if quality.get("data") else ""
     options += "".join(f" --{name} {count}" for name, count in quality.get("counts", {}).items())
     options += "".join(f" --{name.replace('_', '-')} {told[name] if isinstance(told[name], str) else format(told[name], 'g')}"
-                       for name in ("num_steps", "num_iterations", "guidance_scale", "timestep_shift") if told.get(name) is not None)
+                       for name in ("num_steps", "num_iterations", "guidance_scale", "timestep_shift", "sampler") if told.get(name) is not None)
     options += {True: " --carry-state", False: " --fresh-state"}.get(told.get("carry_state"), "")
     return options + (f" --seed {quality['seed']}" if quality.get("seed") else "")
 
@@ -119,6 +119,7 @@ def _exam(depth: dict[str, Any]) -> str:
     pictures = depth["pictures"]
     looks = f" --looks {pictures['looks']}" if pictures.get("looks", 0) > pictures["samples"] else ""
     shift = f" --timestep-shift {depth['timestep_shift']:g}" if "timestep_shift" in depth else ""
+    shift += f" --sampler {depth['sampler']}" if "sampler" in depth else ""
     data = f" --data {depth['data']}" if depth.get("data") else ""
     steps = f" --num-steps {depth['by_iterations'][0]['num_steps']}"
     seed = f" --seed {depth['seed']}" if depth["seed"] else ""
@@ -273,6 +274,7 @@ def release(
     autoencoder_data: Annotated[str, typer.Option(help="what the autoencoder was trained on, for a run that does not tell")] = "",
     eight_bits: Annotated[bool | None, typer.Option("--eight-bits/--half", help="store the generator's matrices in eight bits; a release over itself keeps what it is")] = None,
     note: Annotated[str, typer.Option(help="what the card's recipes do not tell, such as a change of the weights by hand")] = "",
+    sampler: Annotated[str | None, typer.Option(help="default sampler: euler, heun or consistency; the run's own by default")] = None,
 ) -> None:
     """Write the released model, its card and its sample sheet."""
     pipe = IRISPipeline.from_pretrained(run)
@@ -287,7 +289,7 @@ def release(
         figures["as_released"] = run.resolve() == folder.resolve()
     note = note or kept.get("note", "")
     pipe.metadata["figures"] = {"quality": figures, "depth": thinking, "note": note}
-    chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale,
+    chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale, "sampler": sampler or thinking.get("sampler"),
               "exit_threshold": thinking.get("automatic", {}).get("threshold"), "carry_state": thinking.get("carry_state"), "timestep_shift": thinking.get("timestep_shift")}
     pipe.defaults = replace(pipe.defaults, **{key: value for key, value in chosen.items() if value is not None})
     training = pipe.metadata["training"]

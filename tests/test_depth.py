@@ -40,6 +40,7 @@ class NeedsFour:
 
     image_size = 64
     defaults = SamplingDefaults(guidance_scale=3.0)
+    distilled = False
 
     def __init__(self, count: int) -> None:
         self.metadata = {"training": {"data": "scenes"}}
@@ -171,9 +172,9 @@ def test_an_exam_with_shifted_times_tells_so(shift: float | None) -> None:
     """None is the model's own, here no shift."""
     pipe = NeedsLowTimes(4)
     before = pipe.defaults
-    found = measure_depth(pipe, count=4, num_steps=2, depths=(2,), matrix=((2,), (2,)), timestep_shift=shift)
+    found = measure_depth(pipe, count=4, num_steps=2, depths=(2,), matrix=((2,), (2,)), timestep_shift=shift, sampler="consistency")
     assert pipe.defaults == before, "measuring changes no model"
-    assert found["timestep_shift"] == (shift or 1.0) and found["by_iterations"][0]["right"]["every"]["value"] == (0.0 if shift is None else 1.0)
+    assert (found["timestep_shift"], found["sampler"]) == (shift or 1.0, "consistency") and found["by_iterations"][0]["right"]["every"]["value"] == (0.0 if shift is None else 1.0)
 
 
 def test_without_right_answers_the_nearer_pictures_are_the_better_ones() -> None:

@@ -52,19 +52,19 @@ def test_a_release_draws_by_what_was_measured_and_tells_it(run, tmp_path: Path) 
     figures.write_text(json.dumps({"scenes": {"one": {"pictures": 8, "right": {"value": 0.5, "interval": [0.2, 0.8]}}}, "seed": 0}))
     row = {"setting": "12 x 2", "num_steps": 12, "num_iterations": 2, "right": {kind: {"value": 0.5, "interval": [0.2, 0.8]} for kind in ("one", "every")}, "passes": 48.0, "spread": 0.0}
     thinking.write_text(json.dumps({
-        "pictures": {"scenes of each kind": 8, "samples": 0, "looks": 0}, "data": "scenes", "seed": 3, "guidance_scale": 3.0, "carry_state": True, "timestep_shift": 0.6,
+        "pictures": {"scenes of each kind": 8, "samples": 0, "looks": 0}, "data": "scenes", "seed": 3, "guidance_scale": 3.0, "carry_state": True, "timestep_shift": 0.6, "sampler": "heun",
         "by_iterations": [row], "fixed": [row],
         "cheapest_fixed": row, "carried": {"num_steps": 8, "saved": 0.25}, "frontier": {"Draft": [2, 2], "Balanced": [4, 2], "Best": [8, 4], "Automatic": [12, "auto"]},
         "automatic": {"threshold": 0.42, "outcome": row | {"setting": "12 x auto"}, "share_of_fixed": 0.8, "equal": True}}))
     release(run(training("scenes", before=[training("emoji:fluent-3d")])), tmp_path / "released", figures, thinking, 3, 2, None, "", None, "By hand.")
     pipe = IRISPipeline.from_pretrained(tmp_path / "released")
     assert (pipe.defaults.num_steps, pipe.defaults.num_iterations, pipe.defaults.guidance_scale) == (3, 2, 2.0)
-    assert (pipe.defaults.exit_threshold, pipe.defaults.carry_state, pipe.defaults.timestep_shift) == (0.42, True, 0.6)
+    assert (pipe.defaults.exit_threshold, pipe.defaults.carry_state, pipe.defaults.timestep_shift, pipe.defaults.sampler) == (0.42, True, 0.6, "heun")
     assert pipe.metadata["frontier"]["Draft"] == [2, 2] and pipe.metadata["by_iterations"] == {"2": 0.5} and len(pipe.metadata["examples"]) == 6
     card = (tmp_path / "released" / "README.md").read_text()
     assert (tmp_path / "released" / "samples.png").stat().st_size > 1000
     for told in ("before they were rounded to half precision", "fluent-3d: MIT", "scenes: drawn by this repository", "0.5 (0.2 to 0.8)", "relative change of 0.42", "80%", "By hand.",
-                 "--data scenes --count 8 --samples 0 --num-steps 12 --guidance-scale 3 --timestep-shift 0.6 --seed 3 --json"):
+                 "--data scenes --count 8 --samples 0 --num-steps 12 --guidance-scale 3 --timestep-shift 0.6 --sampler heun --seed 3 --json"):
         assert told in card, told
     shards = [file.read_bytes() for file in sorted((tmp_path / "released").glob("*.safetensors"))]
     thinking.write_text(thinking.read_text().replace('"threshold": 0.42', '"threshold": 0.31'))

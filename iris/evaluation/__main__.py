@@ -18,6 +18,7 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 Model = Annotated[str, typer.Argument(help="a checkpoint folder or hub id; for footprint also nano, micro, tiny, small or base")]
 Shift = Annotated[float | None, typer.Option(help="of the steps' times: below 1 finer near the finished picture; the model's default by default")]
+Sampler = Annotated[str | None, typer.Option(help="euler, heun or consistency; the model's default by default")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of lines")]
 
 
@@ -36,6 +37,7 @@ def quality(
     guidance_scale: Annotated[float | None, typer.Option(help="guidance; the model's default by default")] = None,
     carry_state: Annotated[bool | None, typer.Option("--carry-state/--fresh-state", help="where each step's core starts; the model's default by default")] = None,
     timestep_shift: Shift = None,
+    sampler: Sampler = None,
     seed: int = 0,
     batch_size: Annotated[int, typer.Option(min=1, max=64)] = 16,
 ) -> None:
@@ -47,7 +49,7 @@ def quality(
         depth = int(num_iterations) if num_iterations and num_iterations.isdigit() else num_iterations
         return to_plain(measure_quality(IRISPipeline.from_pretrained(model), data, scenes, pictures, samples, retrieved, copies, seed, batch_size,
                                         num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale, carry_state=carry_state,
-                                        timestep_shift=timestep_shift))
+                                        timestep_shift=timestep_shift, sampler=sampler))
 
     _report(measure, json_)
 
@@ -63,6 +65,7 @@ def depth(
     num_steps: Annotated[int | None, typer.Option(min=1, help="solver steps while iterations vary; 12 by default, 4 of a student")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="guidance; the model's default by default")] = None,
     timestep_shift: Shift = None,
+    sampler: Sampler = None,
     teacher: Annotated[str, typer.Option(help="the model that a student learned from: its 32 steps x 8 iterations beside the rest")] = "",
     seed: int = 0,
     batch_size: Annotated[int, typer.Option(min=1, max=64)] = 16,
@@ -73,7 +76,7 @@ def depth(
         from iris.pipeline import IRISPipeline
 
         return measure_depth(IRISPipeline.from_pretrained(model), count, samples, data, seed, batch_size, num_steps, guidance_scale=guidance_scale,
-                             teacher=IRISPipeline.from_pretrained(teacher) if teacher else None, looks=looks, timestep_shift=timestep_shift)
+                             teacher=IRISPipeline.from_pretrained(teacher) if teacher else None, looks=looks, timestep_shift=timestep_shift, sampler=sampler)
 
     _report(measure, json_)
 

@@ -233,7 +233,7 @@ def calibrate_threshold(pipe: IRISPipeline, prompts: Sequence[str], seeds: Seque
 def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: str = "", seed: int = 0, batch_size: int = 16,
                   num_steps: int | None = None, depths: Sequence[int] = (1, 2, 4, 6, 8, 16, 32), matrix: Grid | None = None,
                   guidance_scale: float | None = None, teacher: IRISPipeline | None = None, looks: int = 0,
-                  timestep_shift: float | None = None) -> dict[str, Any]:
+                  timestep_shift: float | None = None, sampler: str | None = None) -> dict[str, Any]:
     """Everything that a model's card tells about depth, as plain data.
 
     "by_iterations" at `num_steps` steps (12; 4 of a student), each step from a fresh state. "carried": 8 steps (4 of a student),
@@ -242,11 +242,12 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     threshold chosen on practice scenes (where there are none, by distances on captions of the training), and auto beside "cheapest_fixed", the cheapest of the
     "fixed" depths of equal quality: as many steps, their state carried where auto carries its own. Where right answers decide, `looks`
     held-out captions tell by the kernel distance whether these two look alike too, and "equal" asks for both. "teacher": what a
-    student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given. A `timestep_shift` stands for
-    the pipeline's own, which stays.
+    student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given. A `timestep_shift` and a
+    `sampler` stand for the pipeline's own, which stay.
     """
-    if timestep_shift is not None:
-        with _defaults(pipe, timestep_shift=timestep_shift):
+    instead = {name: value for name, value in (("timestep_shift", timestep_shift), ("sampler", sampler)) if value is not None}
+    if instead:
+        with _defaults(pipe, **instead):
             return measure_depth(pipe, count, samples, data, seed, batch_size, num_steps, depths, matrix, guidance_scale, teacher, looks)
     student = pipe.distilled
     num_steps = num_steps or (4 if student else 12)
@@ -269,7 +270,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
         "model_hash": pipe.metadata.get("hash", ""),
         "trained_iterations": pipe.config.generator.mean_iterations,
         "guidance_scale": pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale, "carry_state": carry,
-        "timestep_shift": pipe.defaults.timestep_shift,
+        "timestep_shift": pipe.defaults.timestep_shift, "sampler": pipe.defaults.sampler,
         "by_iterations": [_plain(outcome) for outcome in by_iterations],
         "fixed": [_plain(outcome) for outcome in alike], "cheapest_fixed": _plain(fixed),
         "carried": {"num_steps": carried_steps, "fresh": [_plain(outcome) for outcome in fresh], "carried": [_plain(outcome) for outcome in carried], "saved": saved},
@@ -316,7 +317,7 @@ def practised_threshold(practice: DepthExam, automatic: Setting, best: Setting) 
 
 
 @contextmanager
-def _defaults(pipe: IRISPipeline, **changes: float) -> Iterator[None]:
+def _defaults(pipe: IRISPipeline, **changes: Any) -> Iterator[None]:
     """The pipeline with other defaults for a while."""
     kept, pipe.defaults = pipe.defaults, replace(pipe.defaults, **changes)
     try:
