@@ -117,7 +117,8 @@ def refining_stream(model: LoadedModel) -> Callable[[GenerationRequest | Refined
     """A request, or what was refined so far -> of a request first the finished picture, with the share done after each step; then one that
     was thought on about.
 
-    Nothing is drawn again from noise: the last step is taken once more, from the core's state at the end (`IRISPipeline.refine`).
+    Nothing is drawn again from noise: a little of it is laid over the finished picture, and one step goes on from the core's state at the
+    end (`IRISPipeline.refine`).
     """
 
     @on_gpu(lambda kept: min(120, 10 + request_of(kept).max_core_passes // 20))

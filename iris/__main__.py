@@ -18,7 +18,7 @@ def main(
     prompt: Annotated[str, typer.Argument(help="what to draw")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the picture to write, .png, .webp or .jpg")] = Path("picture.png"),
     model: Annotated[str, typer.Option(help="a model folder or hub id")] = SHIPPED,
-    negative_prompt: Annotated[str | None, typer.Option(help="what not to draw")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="what not to draw; needs a guidance scale other than 1")] = None,
     num_steps: Annotated[int | None, typer.Option(help="solver steps, 1 to 100; the model's own by default")] = None,
     num_iterations: Annotated[str | None, typer.Option(help="core iterations a step, 1 to 64, or auto; the model's own by default")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="how strictly to follow the prompt, 0 to 20, 1 is off; the model's own by default")] = None,

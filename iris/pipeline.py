@@ -282,7 +282,7 @@ class IRISPipeline:
 
         Without `strength` it goes back to the time at which the last step began, at most to 1/2: of pictures of one step that
         time is 1, where nothing is left of them. The first core pass starts from the state that the pictures were finished with.
-        The steps are Euler's, a student's too.
+        The steps are Euler's, whatever sampler drew the pictures.
         """
         kept = result.parameters
         if result.state is None or kept["model_hash"] != self.metadata.get("hash", ""):

@@ -202,7 +202,7 @@ class Run:
 
     def _require_open(self) -> None:
         if not self._release.alive:
-            raise RunError(f"the run {self.path} is closed; open it again to write to it.")
+            raise RunError(f"the run {self.path} is closed; open it again to write to it (in a notebook: run the cell with open_run or open_measurement again).")
 
 
 # --- reading, without a lock ---------------------------------------------------------------------------------------

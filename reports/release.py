@@ -123,8 +123,8 @@ def _exam(depth: dict[str, Any]) -> str:
     data = f" --data {depth['data']}" if depth.get("data") else ""
     steps = f" --num-steps {depth['by_iterations'][0]['num_steps']}"
     seed = f" --seed {depth['seed']}" if depth["seed"] else ""
-    teacher = " --teacher TEACHER" if "teacher" in depth else ""
-    return f"{data} --count {pictures['scenes of each kind']} --samples {pictures['samples']}{looks}{steps} --guidance-scale {depth['guidance_scale']:g}{shift}{teacher}{seed}"
+    teacher = " --teacher TEACHER" if "teacher" in depth else f" --guidance-scale {depth['guidance_scale']:g}"  # a teacher takes its own guidance
+    return f"{data} --count {pictures['scenes of each kind']} --samples {pictures['samples']}{looks}{steps}{teacher}{shift}{seed}"
 
 
 def _told(training: dict[str, Any]) -> str:
@@ -183,7 +183,7 @@ _KERNEL = ("`kid` is the kernel distance of drawn to real pictures, `kid_null` t
            "of `reconstruction` it is the autoencoder's.")
 _ASKED = {"scenes": 'one to three objects: "a red circle", "two blue stars", "a small cyan cross above a large pink ring", "a green square and an orange triangle on a black background". Shapes, colours, sides and backgrounds are '
                     "those of `iris/data/scene_drawing.py`.",
-          "emoji": 'an emoji by name and style: "red apple, fluent 3d emoji" (or "fluent flat emoji", "noto emoji", "twemoji"; the styles that it saw stand below).'}
+          "emoji": 'an emoji by name and style: "red apple, fluent 3d emoji" (or "fluent flat emoji", "noto emoji", "twemoji emoji"; the styles that it saw stand below).'}
 _READ = {"scenes": "`scenes.KIND.right` is the share of held-out captions of that kind whose every object the checker read back with the right colour and shape, "
                    "`scenes.KIND.colour` the share with the right colours, `scenes.relation.sides` the share on their right sides among those whose objects are right and stand on the axis asked for (chance: a half), "
                    "and `ceiling` what the autoencoder alone would allow. Kinds: `one` object, two in a `relation`, `many` (two or three alike), a `pair` or a `trio` of different ones.",

@@ -28,6 +28,7 @@ from iris.runs import RunError, read_metrics, read_summary
 from reports.notebooks import ROOT, Notebook
 from reports.profiles import Profile
 
+FREE = {"minutes", "vae_minutes", "prompts"}  # how long to run and what to draw decide nothing about a step, so a run is continued with others
 UNTOLD = ("start_over", "run_folder", "repo_url")  # parameters that decide nothing about what comes out
 CODE = ("iris", "notebooks", "demo/models", "reports/*.py", "reports/profiles")  # what decides a figure
 _RUN = re.compile(r"runs/(\d\d)(?:/|$)")  # a run of the same profile, wherever it lies; any other folder is what it says
@@ -68,9 +69,8 @@ class Task:
         if not record:
             return NEW
         others = self.other_parameters()
-        if record.get("start_over") or self.other_models() or others.keys() - {"minutes"}:
+        if record.get("start_over") or self.other_models() or others.keys() - FREE:
             return CHANGED
-        # How long to run decides nothing about a step, so a run is continued with more of it.
         return FINISHED if self.ended() and not others else CONTINUE
 
     def ended(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from PIL import Image
 from iris import install
 from iris.checkpoint import CheckpointError, write_checkpoint
 from iris.config import ConfigError, preset
-from iris.data import Scenes, load_dataset_by_name
+from iris.data import Scenes, load_dataset_by_name, parse_caption
 from iris.evaluation.footprint import Footprint, MemoryUse
 from iris.evaluation.laws import (
     depth_figures,
@@ -39,6 +40,8 @@ from iris.evaluation.reading import (
     judged_scenes,
     load_pipeline,
     markdown_table,
+    open_measurement,
+    prompts_for,
     reconstruct,
     reconstruction_psnr,
     rows_of_samples,
@@ -173,11 +176,41 @@ def test_the_recipe_suits_its_length(steps):
 
 def test_the_same_recipe_continues_and_another_is_refused(tmp_path):
     config, train = preset("nano"), plan_training(10, 0.0, 4, 1e-3)
-    open_run(tmp_path, config, train, "scenes").close()
+    with open_run(tmp_path, config, train, "scenes") as run:
+        run.log(1, loss=0.5)
     open_run(tmp_path, config, plan_training(10, 5.0, 4, 1e-3), "scenes").close()
     with pytest.raises(RunError, match=r"another configuration \(it differs in recipe\.train_steps"):
         open_run(tmp_path, config, plan_training(11, 0.0, 4, 1e-3), "scenes")
     open_run(tmp_path, config, plan_training(11, 0.0, 4, 1e-3), "scenes", start_over=True).close()
+
+
+def test_a_run_that_never_made_a_step_gives_way_to_a_mended_recipe(tmp_path: Path) -> None:
+    config = preset("nano")
+    open_run(tmp_path / "run", config, plan_training(10, 0.0, 4, 1e-3), "scenes", mirror=tmp_path / "mirror").close()
+    with open_run(tmp_path / "run", config, plan_training(10, 0.0, 2, 1e-3), "scenes", mirror=tmp_path / "mirror") as run:  # half the batch fits
+        run.log(1, loss=0.5)
+    with pytest.raises(RunError, match=r"another configuration \(it differs in recipe\.batch_size"):
+        open_run(tmp_path / "run", config, plan_training(10, 0.0, 4, 1e-3), "scenes", mirror=tmp_path / "mirror")
+
+
+def test_a_measurement_belongs_to_one_model(model_folder: Path, tmp_path: Path) -> None:
+    pipe = load_pipeline(model_folder)
+    folder, other = tmp_path / "10", copy.copy(pipe)
+    other.metadata = {"hash": "another"}
+    with open_measurement(folder, pipe) as run:
+        run.figure_path("1_bands").write_bytes(b"png")
+        close_run(run, "10_quality", ["Good."], psnr=30.0)
+    with open_measurement(folder, pipe) as run:
+        assert run.summary()["psnr"] == 30.0 and run.summary()["measured"]["preset"] == "nano"
+    with open_measurement(folder, other) as run:
+        assert run.summary() == {} and not run.figure_path("1_bands").exists() and (folder / "previous-1" / "figures" / "1_bands.png").exists()
+
+
+def test_what_nobody_asked_for_are_captions_of_the_models_own_pictures(model_folder: Path) -> None:
+    pipe = load_pipeline(model_folder)
+    assert prompts_for(pipe, "scenes", ["a cat", "a dog"]) == ["a cat", "a dog"]
+    asked = prompts_for(pipe, "scenes", ["", "a cat", ""])
+    assert asked[1] == "a cat" and len(set(asked)) == 3 and all(parse_caption(asked[index]) for index in (0, 2))
 
 
 def test_a_notebook_that_is_run_again_from_the_top_opens_its_run_again(tmp_path: Path) -> None:
@@ -209,9 +242,11 @@ def test_pictures_come_at_the_models_size():
 def test_a_start_is_a_model_of_the_same_kind(model_folder, tmp_path):
     config = preset("nano")
     assert find_start(["", str(tmp_path / "nowhere"), str(model_folder)], config, ("autoencoder",)).folder == model_folder
-    assert find_start([str(model_folder)], configure("nano", 64), ("autoencoder",)) is None
+    with pytest.raises(CheckpointError, match=r"the autoencoder in .* is that of nano at 32 px, not of nano at 64 px"):
+        find_start([str(model_folder)], configure("nano", 64), ("autoencoder",))
     assert find_start([str(model_folder)], preset("nano", generator__core_ffn=96), ("autoencoder",)) is not None  # the generator starts fresh
-    assert find_start([str(model_folder)], preset("nano", generator__core_ffn=96), ("autoencoder", "generator")) is None
+    with pytest.raises(CheckpointError, match="the generator in"):
+        find_start([str(model_folder)], preset("nano", generator__core_ffn=96), ("autoencoder", "generator"))
     assert find_start([str(model_folder)], preset("nano", generator__mean_iterations=2), ("autoencoder", "generator")) is not None  # no weight depends on it
     only = write_checkpoint(tmp_path / "vae", config.to_dict(), {"autoencoder": dict(WaveletVAE(config.autoencoder).state_dict())})
     assert find_start([str(only)], config, ("autoencoder",)).folder == only
@@ -235,6 +270,10 @@ def test_without_a_start_an_autoencoder_is_trained_once(tmp_path: Path, capsys: 
     assert again.folder == start.folder and snapshot(start.folder) == weights and len(rows) == trained and "start_over" in again.why
     with pytest.raises(RunError, match=r"recipe\.train_steps"):
         start_with_autoencoder(*arguments[:3], plan_training(3, 0.0, 4, 1e-3), *arguments[4:])
+    earlier = tmp_path / "01" / "pipeline"  # run since; what was begun here goes on all the same, unless it is told to start over
+    shutil.copytree(start.folder, earlier)
+    assert start_with_autoencoder([str(earlier)], *arguments[1:]).folder == start.folder
+    assert start_with_autoencoder([str(earlier)], *arguments[1:], start_over=True).folder == earlier
     start_with_autoencoder(*arguments, start_over=True)
     assert len(rows) == 2 * trained
 

@@ -170,6 +170,8 @@ def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
 def _status(request: GenerationRequest, moment: Progress, place: str = "") -> str:
     """`Step 2 of 4` with what it has cost so far."""
     facts = [count(core_passes(request, moment.iterations), "core pass"), f"{moment.seconds:.1f} s", f"seed {request.seed}"]
+    if request.negative_prompt and request.guidance_factor == 1:
+        facts.append("negative prompt unused: guidance is 1")
     if moment.finished and request.num_iterations == "auto":
         facts.insert(0, "iterations " + " + ".join(map(str, moment.iterations)))
     headline = f"Done in {count(moment.num_steps, 'step')}" if moment.finished else f"Step {moment.step} of {moment.num_steps}"

@@ -58,7 +58,7 @@ def build_tab(model: LoadedModel) -> DepthTab:
         )
     with gr.Accordion("Advanced", open=False, elem_classes="quiet"):
         guidance = gr.Slider(*GUIDANCE, scale, step=0.1, label="Guidance", buttons=[])
-        negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=1, max_length=1000)
+        negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=1, max_length=1000, info="Only with guidance above 1.")
     status = status_line()
     compared = gr.HTML("", elem_id="depths", elem_classes="plain")
     opened = gr.HTML("", elem_id="turns", elem_classes="plain")
@@ -141,7 +141,7 @@ def _refine_event(model: LoadedModel) -> Callable[..., Iterator[tuple]]:
                 yield gr.skip(), status_html("Drawing it once more", [f"seed {request.seed}"], further), gr.skip()
                 continue
             pictures = f"<h3>Thought on from the finished picture</h3>{row_html(further.pictures, model.pipeline.image_size)}"
-            yield pictures, status_html("The last step once more, from the state it ended with", [f"seed {request.seed}"]), further
+            yield pictures, status_html("A little noise over the finished picture, and one step on from the state it ended with", [f"seed {request.seed}"]), further
 
     return refine
 

@@ -77,7 +77,7 @@ def build_tab(model: LoadedModel) -> EditTab:
                 layers=False, brush=_brush(model), canvas_size=(448, 448),
                 buttons=[], height=440, elem_id="editor", placeholder="Choose a picture, or send one from Create",
             )
-            strength = gr.Slider(0, 1, STRENGTHS[REDRAW], step=0.05, label="Strength", buttons=[], info="0 keeps the picture, 1 forgets it.", elem_id="strength")
+            strength = gr.Slider(0, 1, STRENGTHS[REDRAW], step=0.05, label="Strength", buttons=[], info="0 keeps the picture, 1 changes it most.", elem_id="strength")
             with gr.Row(visible=False) as extending:
                 sides = gr.CheckboxGroup(SIDES, value=["Right"], label="Sides", elem_id="sides")
                 room = gr.Slider(0.1, 1, 0.5, step=0.05, label="Room on each", buttons=[], elem_id="room")
@@ -205,7 +205,7 @@ def _edit_endpoint(model: LoadedModel, stream: Moments) -> None:
             image: a picture file; its middle square is scaled to the model's size.
             prompt: what it should show, up to 1000 characters.
             source_prompt: what it shows now; with it only the difference of the two prompts is changed.
-            strength: 0 keeps the picture, 1 forgets it.
+            strength: 0 keeps the picture, 1 changes it most; without source_prompt nothing of it is left then.
             seed: a whole number from 0 to 2147483647; none means random. The seed used is returned.
             num_steps: solver steps, 1 to 32; the share `strength` of them is taken.
             num_iterations: core iterations in each step, 1 to 32, or "auto".

