@@ -56,6 +56,10 @@ class SamplingDefaults:
     carry_state: bool = False
     timestep_shift: float = 1.0
 
+    def carries(self, sampler: str) -> bool:
+        """Whether a call that does not say carries the state: not over a jump, whose new noise the old state knows nothing of (reports/LOG.md, 2026-11-28)."""
+        return self.carry_state and sampler != "consistency"
+
 
 @dataclass(frozen=True)
 class GeneratedImages:
@@ -236,7 +240,7 @@ class IRISPipeline:
             _number("num_steps", self.defaults.num_steps if num_steps is None else num_steps, int),
             "auto" if depth == "auto" else _number("num_iterations", depth, int, "auto"),
             scale, name,
-            self.defaults.carry_state if carry_state is None else bool(carry_state),
+            self.defaults.carries(name) if carry_state is None else bool(carry_state),
             None if max_core_passes is None else _number("max_core_passes", max_core_passes, int),
             _number("timestep_shift", self.defaults.timestep_shift if timestep_shift is None else timestep_shift, float))
 

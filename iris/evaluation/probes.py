@@ -184,7 +184,7 @@ def tracing(pipe: IRISPipeline, prompt: str, seed: int = 0, num_steps: int | Non
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     with torch.inference_mode():
         context, away = pipe.contexts([prompt], negative_prompt)
-    velocity = _RecordingVelocity(pipe.generator, context, away, scale, depth, defaults.carry_state)
+    velocity = _RecordingVelocity(pipe.generator, context, away, scale, depth, defaults.carries(sampler or defaults.sampler))
     ours = ([seed], pipe.config.autoencoder.latent_shape, pipe.device)
     schedule = timestep_schedule(defaults.num_steps if num_steps is None else num_steps, defaults.timestep_shift)
     solver, previews = SAMPLERS[sampler or defaults.sampler](velocity, initial_noise(*ours), schedule, renoise_by_seed(*ours)), []
