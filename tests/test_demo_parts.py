@@ -21,7 +21,7 @@ from PIL import Image
 from demo import model as models
 from demo import training
 from demo.app import create_demo
-from demo.drawing import drawing_stream, thinking
+from demo.drawing import Progress, drawing_stream, thinking
 from demo.editing import EXTEND, REPAINT, REWORD, fit_mask, fit_picture, painted_mask, plan_edit, uploaded
 from demo.effort import DISTILLED, Effort, effort_named, efforts
 from demo.link import read_link
@@ -30,7 +30,7 @@ from demo.request import GUIDANCE, ITERATIONS, STEPS, GenerationRequest, Request
 from demo.serving import cache_file, cache_picture, sweep
 from demo.settings import starting_values, within_limits
 from demo.tabs import train
-from demo.tabs.create import asked_of
+from demo.tabs.create import _status, asked_of
 from demo.visit import MAX_PICTURES, Drawn, captions, picked, remember
 from iris.checkpoint import CheckpointError
 from iris.evaluation.probes import trace
@@ -76,6 +76,12 @@ def test_looking_inside_draws_what_create_draws(pipeline: IRISPipeline, negative
     request = GenerationRequest("a red circle", negative, 3, 3, 4, 2.0)
     created = list(drawing_stream(LoadedModel(pipeline))(request, False))[-1]
     np.testing.assert_array_equal(trace(pipeline, **request.arguments()).image, np.asarray(created.image))
+
+
+@pytest.mark.parametrize(("negative", "guidance", "told"), [("blue", 1.0, True), ("blue", 2.0, False), ("", 1.0, False)])
+def test_a_negative_prompt_that_nothing_heeds_is_told(negative: str, guidance: float, told: bool) -> None:
+    status = _status(GenerationRequest("a red circle", negative, 3, 2, 2, guidance), Progress(1, 2, Image.new("RGB", (8, 8)), [2], 0.1))
+    assert ("negative prompt unused" in status) is told
 
 
 # --- efforts, links, the visit -------------------------------------------------------------------------------------
