@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,15 +33,32 @@ NOTE = ("The core runs the same weights again and again before the model answers
 
 
 def depth_note(pipeline: IRISPipeline) -> str:
-    """What the tab shows, and what thinking longer was measured to buy in this model: "by_iterations" of its metadata, shares by iterations."""
-    told = pipeline.metadata.get("by_iterations")
-    shares = {}
-    for key, value in told.items() if isinstance(told, dict) else ():
-        if str(key).isdecimal() and 0 < int(key) <= 64 and isinstance(value, (int, float)) and 0 <= value <= 1:
-            shares[int(key)] = float(value)
-    measured = ", ".join(f"{share:.0%} after {count(number, 'iteration')}" for number, share in sorted(shares.items())[:8])
-    said = f" Measured in this model, held-out captions drawn right with every step begun anew: {measured}." if len(shares) > 1 else " What it buys has not been measured for this model."
+    """What the tab shows, and what thinking longer was measured to buy in this model: shares drawn right by iterations ("by_iterations" of
+    its metadata), or the distances to real pictures of its depth exam."""
+    shares, distances = _by_iterations(pipeline.metadata.get("by_iterations")), _by_iterations(_exam_distances(pipeline.metadata))
+    said = " What it buys has not been measured for this model."
+    if len(shares) > 1:
+        said = f" Measured in this model, held-out captions drawn right with every step begun anew: {_after(shares, '.0%')}."
+    elif len(distances) > 1:
+        said = f" Measured in this model, how far its pictures are from real ones (0 is best): {_after(distances, '.3f')}."
     return f'<p class="note">{NOTE}{said}</p>'
+
+
+def _by_iterations(told: object) -> dict[int, float]:
+    """Iterations -> figure, of what a stranger's metadata may hold in its place."""
+    return {int(key): float(value) for key, value in (told.items() if isinstance(told, dict) else ())
+            if str(key).isdecimal() and 0 < int(key) <= 64 and isinstance(value, (int, float)) and 0 <= value <= 1}
+
+
+def _exam_distances(metadata: dict[str, Any]) -> dict[Any, Any]:
+    try:
+        return {row["num_iterations"]: row["kid"]["value"] for row in metadata["figures"]["depth"]["by_iterations"]}
+    except (KeyError, TypeError):
+        return {}
+
+
+def _after(figures: dict[int, float], form: str) -> str:
+    return ", ".join(f"{value:{form}} after {count(number, 'iteration')}" for number, value in sorted(figures.items())[:8])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from demo.ranges import ranges_html
 from demo.request import GenerationRequest
 from demo.tabs.depth import _depth_event, _refine_event
 from demo.tabs.inside import _look_event, _silence_event, look_stream
-from demo.thinking import comparing_stream, heat_frame, refining_stream, scrub_html, thinking_stream
+from demo.thinking import comparing_stream, depth_note, heat_frame, refining_stream, scrub_html, thinking_stream
 from iris.evaluation.metrics import psnr
 from iris.pipeline import IRISPipeline, from_pil
 
@@ -47,6 +48,20 @@ def test_every_depth_is_the_pipelines_own_picture(pipeline: IRISPipeline) -> Non
         plain = pipeline(**replace(REQUEST, num_iterations=depth).arguments())
         np.testing.assert_array_equal(pixels(at.image), pixels(plain.images[0]))
         assert at.iterations == plain.iterations[0] and at.parameters["seed"] == 3
+
+
+@pytest.mark.parametrize(("metadata", "told"), [
+    ({}, "has not been measured"),
+    ({"by_iterations": {"1": 0.25, "8": 0.5}}, "drawn right with every step begun anew: 25% after 1 iteration, 50% after 8 iterations."),
+    ({"figures": {"depth": {"by_iterations": [{"num_iterations": n, "kid": {"value": 0.0807 - n / 1000}} for n in (1, 2)]}}},
+     "from real ones (0 is best): 0.080 after 1 iteration, 0.079 after 2 iterations."),
+    ({"by_iterations": {"1": "<b>", "x": 0.5, "99": 0.1}, "figures": {"depth": [1]}}, "has not been measured"),
+    ({"figures": {"depth": {"by_iterations": [{"num_iterations": "<b>", "kid": {"value": 0.1}}, {"num_iterations": 2, "kid": {"value": "x"}}]}}}, "has not been measured"),
+])
+def test_what_thinking_longer_buys_is_told_as_it_was_measured(pipeline: IRISPipeline, metadata: dict, told: str) -> None:
+    other = copy.copy(pipeline)
+    other.metadata = metadata
+    assert told in depth_note(other) and "<b>" not in depth_note(other)
 
 
 def test_an_opened_drawing_ends_at_the_same_picture_and_stops_where_automatic_does(pipeline: IRISPipeline) -> None:
