@@ -43,13 +43,19 @@ def build_tab(model: LoadedModel) -> AboutTab:
     page.input(report_page, page, paper, **PRIVATE)
     shown = gr.State("")  # whose card: it is megabytes of pictures, and sent once
     refreshed += [card, shown]
+    built_for = _loaded(model)
 
     def fresh(known: str) -> tuple:
-        choices = [] if model.public else [gr.update(choices=model.choices())]  # what the visitor has typed there meanwhile stays
-        loaded = f"{model.folder} {model.pipeline.metadata.get('hash', '')}"
+        loaded = _loaded(model)
+        other = {} if loaded == (known or built_for) else {"value": present(model)}  # else what the visitor has typed there meanwhile stays
+        choices = [] if model.public else [gr.update(choices=model.choices(), **other)]
         return facts_html(model), *choices, gr.skip() if known == loaded else model_card(model.folder), loaded
 
     return AboutTab(lambda event: event(fresh, shown, refreshed, **PRIVATE))
+
+
+def _loaded(model: LoadedModel) -> str:
+    return f"{model.folder} {model.pipeline.metadata.get('hash', '')}"
 
 
 def present(model: LoadedModel) -> str:
@@ -74,7 +80,7 @@ def facts_html(model: LoadedModel) -> str:
 def _choice(model: LoadedModel) -> gr.Dropdown:
     with gr.Row(elem_classes="choose"):
         choice = gr.Dropdown(
-            model.choices(), value=lambda: present(model), label="Change the model", info=CHOICE_INFO, allow_custom_value=True, scale=4, min_width=240,
+            model.choices(), value=present(model), label="Change the model", info=CHOICE_INFO, allow_custom_value=True, scale=4, min_width=240,
             elem_id="choice",
         )
         load = gr.Button("Load", scale=0, min_width=110, elem_id="load")
