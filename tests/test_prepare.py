@@ -359,6 +359,8 @@ def test_reconstructions_and_rows(model_folder):
     assert sheet[1][1].tobytes() == pipe("a star", num_steps=2, num_iterations=2, seed=0).images[0].tobytes()
     judged, said = judged_scenes(pipe, 1)
     assert len(judged) == 5 and all(caption.startswith(("right: ", "wrong: ")) for caption in said)
+    pipe.defaults = SamplingDefaults(num_steps=3, num_iterations=2, sampler="consistency", carry_state=True)
+    assert rows_of_samples([pipe], ["a star"], ("as it draws",))[0][0].tobytes() == pipe("a star", seed=0).images[0].tobytes()
 
 
 def test_markdown_table():

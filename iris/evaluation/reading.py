@@ -161,7 +161,8 @@ def rows_of_samples(pipes: Sequence[IRISPipeline], prompts: Sequence[str], names
     """One row a model, the same prompts and seeds, all drawn as the last model draws by itself: pictures and captions for `image_grid` with one column a prompt."""
     images, captions = [], []
     last = pipes[-1].defaults  # the same way for all: the models are compared, not their ways of drawing
-    settings = {name: getattr(last, name) for name in ("num_steps", "num_iterations", "guidance_scale", "sampler", "carry_state", "timestep_shift")}
+    settings = {name: getattr(last, name) for name in ("num_steps", "num_iterations", "guidance_scale", "sampler", "timestep_shift")}
+    settings["carry_state"] = last.carries(last.sampler)
     for pipe, name in zip(pipes, names, strict=True):
         images += pipe(list(prompts), seed=_seeds(prompts, seed), **settings).images
         captions += [f"{name}: {prompt}" for prompt in prompts]
