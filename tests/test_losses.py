@@ -257,9 +257,12 @@ def test_a_training_begins_where_things_stand() -> None:
     for at in (0, 99, 100, None):
         loss.at_step(at)
         draws[at] = [loss.draw(Field(None), batch(64), rng_for(step)) for step in range(32)]
-    logits = {at: torch.logit(torch.cat([draw.t for draw in drawn]).double(), eps=1e-9) for at, drawn in draws.items()}
+    times = {at: torch.cat([draw.t for draw in drawn]).double() for at, drawn in draws.items()}
+    logits = {at: torch.logit(t[t < 1]) for at, t in times.items()}
     for at, mean in {0: 2.5, 99: 2.5, 100: 0.5, None: 0.5}.items():
         assert float(logits[at].mean()) == pytest.approx(mean, abs=0.1) and float(logits[at].std()) == pytest.approx(1.0, abs=0.1)
+    for at, share in {0: 0.05, 99: 0.05, 100: 0.05, None: 0.0}.items():  # where every drawing begins and no logit-normal time lies
+        assert float((times[at] == 1).double().mean()) == pytest.approx(share, abs=0.02)
     assert {draw.depth for draw in draws[0] + draws[99]} == {2}
     assert all(draw.exit == 0 and draw.warm_from is None for at in (0, 99, None) for draw in draws[at])
     assert any(draw.warm_from is not None for draw in draws[100]) and min(draw.depth for draw in draws[None]) == CONFIG.mean_iterations
@@ -297,18 +300,34 @@ def test_the_exits_teacher_is_stopped() -> None:
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-7)
 
 
-def test_a_warm_step_starts_from_the_state_at_the_noisier_time() -> None:
+def test_a_warm_step_starts_from_the_state_at_a_noisier_time_of_its_own_path() -> None:
     generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(warm_start=1.0)
     draw = double(loss.draw(generator, batch(), rng_for(0)))
     assert (draw.warm_from > draw.t).all() and (draw.warm_from <= 1).all() and (draw.warm_from - draw.t <= 0.4 + 1e-6).all()
-    z = interpolate(draw.latents, draw.noise, draw.warm_from).z_t
-    context = generator.condition(draw.tokens, draw.mask, draw.drop)
-    *_, before = generator.iterate(generator.embed(z, draw.warm_from), context, draw.warm_depth)
     path = interpolate(draw.latents, draw.noise, draw.t)
+    back = (draw.warm_from - draw.t).view(-1, 1, 1, 1) * generator(path.z_t, draw.t, draw.tokens, draw.warm_depth, draw.mask, draw.drop)
+    context = generator.condition(draw.tokens, draw.mask, draw.drop)
+    *_, before = generator.iterate(generator.embed(path.z_t + back, draw.warm_from), context, draw.warm_depth)
     velocity = generator(path.z_t, draw.t, draw.tokens, draw.depth, draw.mask, draw.drop, state=before.tokens.detach())
     torch.testing.assert_close(loss(generator, draw).loss, (velocity - path.velocity).square().mean(), atol=1e-12, rtol=0)
     shares = [RectifiedFlowLoss(warm_start=0.25).draw(generator, batch(), rng_for(step)).warm_from is not None for step in range(400)]
     assert 0.19 < sum(shares) / 400 < 0.31
+
+
+def test_a_warm_state_knows_only_the_noisy_picture() -> None:
+    """Two pairs of picture and noise that meet at the same z_t start from the same state: it cannot tell the answer, which differs."""
+    generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(warm_start=1.0)
+    draw = double(loss.draw(generator, batch(), rng_for(0)))
+    t = draw.t.view(-1, 1, 1, 1)
+    other = dataclasses.replace(draw, latents=draw.latents + t, noise=draw.noise - (1 - t))
+    context = generator.condition(draw.tokens, draw.mask, draw.drop)
+    states, answers = [], []
+    for each in (draw, other):
+        path = interpolate(each.latents, each.noise, each.t)
+        states.append(loss._start(generator, path.z_t, each, context))
+        answers.append(path.velocity)
+    torch.testing.assert_close(*states, atol=1e-9, rtol=0)
+    assert float((answers[0] - answers[1]).abs().min()) > 0.99
 
 
 def test_captions_are_dropped_at_their_rate() -> None:

@@ -31,7 +31,9 @@ class ManhattanDecay(nn.Module):
         position = torch.arange(length, device=self.logit.device)
         distance = (position[:, None] - position[None]).abs()
         logit = self.logit.to(torch.promote_types(self.logit.dtype, torch.float32))
-        return (distance * nn.functional.logsigmoid(logit)[:, None, None]).softmax(-1)  # powers of gamma over their sum
+        # ln gamma = -softplus(-logit). Not logsigmoid and softmax: each wakes every thread for these few numbers.
+        powers = (-distance * nn.functional.softplus(-logit)[:, None, None]).exp()
+        return powers / powers.sum(-1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape

@@ -17,7 +17,7 @@ from iris.config import ConfigError
 from iris.features import FeatureNet
 from iris.flow import interpolate, sample_timesteps, specification_weight
 from iris.nn.autoencoder import WaveletVAE
-from iris.nn.generator import Generator, TextContext
+from iris.nn.generator import Embedded, Generator, TextContext
 from iris.nn.haar import BANDS, haar_dwt2
 from iris.sampling import GuidedVelocity
 from iris.training.batches import LatentBatch
@@ -138,19 +138,23 @@ class RectifiedFlowLoss:
     The depth is the mean or more: a core that must be right at every depth learns to be right at once and idles from then on
     (measured: reports/LOG.md, 2026-11-26). Only the last `grad_iterations` core iterations are differentiated.
     `weighting="specification"` multiplies by t / (1 - t) as the specification writes it (see `flow.specification_weight`).
+    A share PURE_NOISE_SHARE of the pictures stands at t = 1, where every drawing begins and no logit-normal time lies.
     Before step `coarse_until` it learns where things stand: high noise (COARSE_LOGIT_MEAN) and COARSE_ITERATIONS of the core, at
     twice the pictures a second. Later draws, one in 22 above t = 0.9, would teach it ten times as slowly (reports/LOG.md, 2026-11-26).
     From step `free_from` on two things make depth free at inference:
 
     - with `exit_weight` > 0 a random earlier iteration is read out too, and learns the full depth's own stopped answer
       (intra-loop self-distillation, ELT, 2604.09168);
-    - a share `warm_start` of the steps begins with the state that the core reached at a noisier time of the same path, as
-      sampling with a carried state does (FPDM, 2401.08741), and is given half of the mean depth or less to bring it up to date:
-      a core that has thought about the noisier picture need not begin anew, and one that starts from zeros is not asked to hurry.
+    - a share `warm_start` of the steps begins with the state that the core reached at a noisier time, as sampling with a carried
+      state does (FPDM, 2401.08741), and is given half of the mean depth or less to bring it up to date: a core that has thought
+      about the noisier picture need not begin anew, and one that starts from zeros is not asked to hurry. The noisier picture lies
+      on the core's own path, one step of the solver back from z_t. The true path's would give the answer away: it is a straight
+      line, and two points of a line tell its direction.
     """
 
     WARM_REACH = (0.03, 0.4)  # how much noisier the neighbouring time is
     COARSE_LOGIT_MEAN, COARSE_ITERATIONS = 2.5, 2
+    PURE_NOISE_SHARE = 0.05
 
     def __init__(self, logit_mean: float = 0.5, logit_std: float = 1.0, caption_dropout: float = 0.1,
                  grad_iterations: int = 8, weighting: str = "none", random_depth: bool = True, exit_weight: float = 0.0,
@@ -164,10 +168,11 @@ class RectifiedFlowLoss:
         self.weighting, self.random_depth = weighting, random_depth
         self.exit_weight, self.warm_start = exit_weight, warm_start
         self.free_from, self.coarse_until = free_from, coarse_until
-        self.is_coarse, self.depth_is_free = coarse_until > 0, max(free_from, coarse_until) <= 0
+        self.at_step(0)
 
     def at_step(self, step: int | None) -> None:
         """Called by the loop before each draw; None: held-out data, drawn at every level of noise and the full depth throughout."""
+        self.pure_noise_share = 0.0 if step is None else self.PURE_NOISE_SHARE
         self.is_coarse = step is not None and step < self.coarse_until
         self.depth_is_free = step is not None and step >= max(self.free_from, self.coarse_until)
 
@@ -175,6 +180,7 @@ class RectifiedFlowLoss:
         count = len(batch.latents)
         noise = torch.randn(batch.latents.shape, generator=rng)
         t = sample_timesteps(count, rng, self.COARSE_LOGIT_MEAN if self.is_coarse else self.logit_mean, self.logit_std)
+        t = torch.where(torch.rand(count, generator=rng) < self.pure_noise_share, 1.0, t)
         drop = torch.rand(count, generator=rng) < self.caption_dropout
         mean = module.config.mean_iterations
         depth = max(mean, sample_depth(rng, mean)) if self.random_depth else mean
@@ -192,7 +198,7 @@ class RectifiedFlowLoss:
     def __call__(self, module: nn.Module, draw: FlowDraw) -> LossOutput:
         path = interpolate(draw.latents, draw.noise, draw.t)
         context = module.condition(draw.tokens, draw.mask, draw.drop)
-        velocity, early = self._read(module, path.z_t, draw.t, context, draw, self._start(module, draw, context))
+        velocity, early = self._read(module, path.z_t, draw.t, context, draw, self._start(module, path.z_t, draw, context))
         per_sample = _squared_error(velocity, path.velocity)
         weight = specification_weight(draw.t) if self.weighting == "specification" else torch.ones_like(draw.t)
         loss, logs = (weight * per_sample).mean(), {}
@@ -206,15 +212,24 @@ class RectifiedFlowLoss:
         return LossOutput(loss, per_sample.detach(), logs, groups)
 
     @torch.no_grad()
-    def _start(self, module: nn.Module, draw: FlowDraw, context: TextContext) -> Tensor | None:
-        """The core's initial state: zeros (None); in a warm step what the core makes of them at the noisier time, in `warm_depth` iterations."""
+    def _start(self, module: nn.Module, z_t: Tensor, draw: FlowDraw, context: TextContext) -> Tensor | None:
+        """The core's initial state: zeros (None); in a warm step what the core makes of them, in `warm_depth` iterations, at the noisier
+        time of its own path: z_t + (warm_from - t) v, with its v at z_t. So it knows nothing that z_t does not say."""
         if draw.warm_from is None:
             return None
-        embedded = module.embed(interpolate(draw.latents, draw.noise, draw.warm_from).z_t, draw.warm_from)
-        for current in module.iterate(embedded, context, draw.warm_depth):
-            state = current.tokens
+        state, embedded = self._think(module, z_t, draw.t, context, draw.warm_depth)
+        back = (draw.warm_from - draw.t).view(-1, 1, 1, 1) * module.readout(state, embedded)
+        state, _ = self._think(module, (z_t + back).to(z_t.dtype), draw.warm_from, context, draw.warm_depth)
         torch.clear_autocast_cache()  # as in Generator.iterate: these casts of the weights have no graph
         return state
+
+    @staticmethod
+    def _think(module: nn.Module, z_t: Tensor, t: Tensor, context: TextContext, depth: int) -> tuple[Tensor, Embedded]:
+        """The core's state after `depth` iterations from zeros, and what it thought about."""
+        embedded = module.embed(z_t, t)
+        for current in module.iterate(embedded, context, depth):
+            state = current.tokens
+        return state, embedded
 
     def _read(self, module: nn.Module, z_t: Tensor, t: Tensor, context: TextContext, draw: FlowDraw, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Velocities after all iterations and, if one is drawn, at the exit. The last iterations before each are differentiated."""
