@@ -12,6 +12,7 @@ crash, a full disk or a kill leaves the old checkpoint or the new one, never a m
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -78,13 +79,15 @@ def write_checkpoint(
     Raises CheckpointError, and leaves what was in `folder` untouched, when the data do not fit the format or the disk
     refuses them.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = Path(os.path.expanduser(folder)).resolve()
     header = {"format_version": FORMAT_VERSION, "config": dict(config), "metadata": dict(metadata or {})}
     try:
         header_bytes = json.dumps(header, indent=2, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's config or metadata is not plain JSON data: {error}.") from error
     _check_parts(tensors)
+    if unknown := sorted(set(eight_bits) - set(tensors)):
+        raise CheckpointError(f"there is no part {unknown[0]!r} to store in eight bits; the parts are {', '.join(tensors)}.")
     try:
         tensors = {part: to_eight_bits(named) if part in eight_bits else named for part, named in tensors.items()}
     except ValueError as error:
@@ -97,7 +100,7 @@ def write_checkpoint(
         draft.mkdir()
         try:
             for companion in companions:
-                shutil.copy2(companion, draft)
+                _write_file(draft / companion.name, companion.read_bytes())
             _fill(draft, header_bytes, tensors, shard_bytes, dtype)
             put_in_place(draft, folder)
         finally:
@@ -191,7 +194,7 @@ def _write_file(path: Path, data: bytes) -> dict[str, Any]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Clean up behind killed writers of `folder`, and settle a save that was killed between its two renames."""
-    remove_drafts(folder.parent, folder.name)
+    remove_drafts(folder.parent, glob.escape(folder.name))
     if backup_of(folder).exists() and not folder.exists():
         os.rename(backup_of(folder), folder)
 
@@ -214,10 +217,13 @@ def read_checkpoint(folder: Path | str, parts: Sequence[str] | None = None) -> C
     parts: names of the parts to read (None: all). Raises CheckpointError, naming the file, on anything that is missing,
     added, truncated, changed or of another format version. Each file is read once: the bytes hashed are those parsed.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not folder.exists() and backup_of(folder).exists():
         folder = backup_of(folder)  # a save was killed between its two renames: this is the checkpoint before it
-    manifest = _read_manifest(folder)
+    try:
+        manifest = _read_manifest(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}.") from error
     header = _parse_json(folder / CONFIG_FILE, _read_file(folder, CONFIG_FILE, manifest))
     if header.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -384,7 +390,7 @@ def resolve_folder(name_or_path: str | Path) -> Path:
     From the hub only *.json, *.safetensors and *.md are fetched. Raises CheckpointError with what was looked for.
     """
     text = str(name_or_path)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if text and (path.is_dir() or backup_of(path).is_dir()):
         return path
     if text and path.exists():

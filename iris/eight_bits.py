@@ -46,7 +46,7 @@ def from_eight_bits(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor = read.get(name.removesuffix(SCALE))
         if tensor is None or tensor.dtype != torch.int8 or tensor.dim() < 2:
             raise ValueError(f"{name} has no int8 rows beside it")
-        if not scale.is_floating_point() or scale.shape != tensor.shape[:1] or not bool(torch.isfinite(scale).all()):
+        if not scale.is_floating_point() or scale.shape != tensor.shape[:1] or not bool(torch.isfinite(scale.float()).all()):
             raise ValueError(f"{name} is not one finite number for each of {len(tensor)} rows")
         read[name.removesuffix(SCALE)] = (tensor.flatten(1).float() * scale.float()[:, None]).view_as(tensor)
     return read

@@ -21,11 +21,12 @@ import copy
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -113,7 +114,7 @@ class _Decoder(nn.Module):
 
 def export_onnx(pipeline: IRISPipeline, folder: str | Path, int8: bool = False) -> Path:
     """Write the graphs, the tokenizer and model.json into `folder` and return it. Raises ExportError when that is not possible."""
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder)).resolve()
     if not isinstance(pipeline.text_encoder, TransformersTextEncoder):
         raise ExportError(f"the text encoder {pipeline.config.text.encoder!r} has no network to export; use a model with minilm or clip-l.")
     if pipeline.device.type != "cpu":
@@ -137,7 +138,8 @@ def export_onnx(pipeline: IRISPipeline, folder: str | Path, int8: bool = False) 
         defaults = asdict(pipeline.defaults)
         if defaults["num_iterations"] == "auto":  # deciding that needs torch
             defaults["num_iterations"] = pipeline.config.generator.mean_iterations
-        header = {"format": FORMAT, "int8": int8, "config": pipeline.config.to_dict(), "defaults": defaults}
+        config = replace(pipeline.config, text=replace(pipeline.config.text, path=""))  # of this computer, as in save_pretrained
+        header = {"format": FORMAT, "int8": int8, "config": config.to_dict(), "defaults": defaults}
         (draft / MODEL_FILE).write_text(json.dumps(header, indent=2), encoding="utf-8")
         put_in_place(draft, folder)
     return folder

@@ -89,7 +89,16 @@ def _holder_lives(data: bytes, age: float) -> bool:
 
 def process_lives(pid: int, started: str | None) -> bool:
     """Whether process `pid` of this computer is there, and is the one that began at `started` (None: any)."""
-    return psutil.pid_exists(pid) and (started is None or started == start_time(pid))  # numbers are used again, above all inside containers
+    if not psutil.pid_exists(pid):
+        return False
+    try:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:  # it has ended; in a container often nobody asks how, and it stays so
+            return False
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        pass
+    return started is None or started == start_time(pid)  # numbers are used again, above all inside containers
 
 
 def start_time(pid: int) -> str | None:

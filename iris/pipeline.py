@@ -349,6 +349,7 @@ class IRISPipeline:
         generator = build_module(lambda: Generator(config.generator), stored.tensors["generator"])
         try:
             defaults = SamplingDefaults(**stored.metadata.get("defaults", {}))
+            float(defaults.exit_threshold + 0)  # the one that no call can say otherwise, so nothing else would look at it
         except TypeError:
             raise CheckpointError(f"the sampling defaults in {folder} are not those this version knows.") from None
         pipeline = cls(config, autoencoder, generator, load_text_encoder(config.text), defaults, {**stored.metadata, "hash": manifest_hash(stored.folder)})

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from iris.replacing import backup_of
+
 CLONE = "iris-code"  # of this repository, beside a notebook in Colab or Kaggle
 SHIPPED = "demo/models/iris-scenes"
 
@@ -14,7 +16,7 @@ SHIPPED = "demo/models/iris-scenes"
 def mirror_home() -> Path | None:
     """The folder that IRIS_MIRROR names; None without the variable."""
     home = os.environ.get("IRIS_MIRROR", "")
-    return Path(home).expanduser() if home else None
+    return Path(os.path.expanduser(home)) if home else None
 
 
 def mirror_of(folder: str | Path) -> Path | None:
@@ -36,7 +38,7 @@ def find_model(name: str) -> str:
     So "demo/models/iris-scenes" means the same in Colab, and on a new machine the stage before is found where it was kept.
     """
     for folder in _places(name):
-        if (folder / "manifest.json").is_file():
+        if any((place / "manifest.json").is_file() for place in (folder, backup_of(folder))):  # what reads it knows about both
             return str(folder)
     looks_local = Path(name).exists() or name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1
     return "" if looks_local else name
@@ -44,7 +46,7 @@ def find_model(name: str) -> str:
 
 def _places(name: str) -> Iterator[Path]:
     if name:
-        here = Path(name).expanduser()
+        here = Path(os.path.expanduser(name))
         yield here
         if not here.is_absolute():
             yield CLONE / here

@@ -21,7 +21,7 @@ def put_in_place(draft: Path, folder: Path, durable: bool = True) -> None:
     """
     backup = backup_of(folder)
     if folder.exists():
-        shutil.rmtree(backup, ignore_errors=True)
+        _delete(backup)
         os.rename(folder, backup)
     try:
         os.rename(draft, folder)
@@ -31,18 +31,29 @@ def put_in_place(draft: Path, folder: Path, durable: bool = True) -> None:
         raise
     if durable:
         flush_folder(folder.parent)
-        shutil.rmtree(backup, ignore_errors=True)
+        _delete(backup)
     else:
         delete_emptied(backup)
 
 
 def delete_emptied(folder: Path) -> None:
-    """Delete a folder whose files take no more room afterwards, not even in the bin of a mounted Drive, which counts against its quota."""
-    for file in folder.rglob("*"):
+    """Delete a folder whose files take no more room afterwards, not even in the bin of a mounted Drive, which counts against its quota.
+
+    What a link leads to stays, and so does a file with another name elsewhere, as snapshots of hard links give it.
+    """
+    for file in [] if folder.is_symlink() else folder.rglob("*"):
         with contextlib.suppress(OSError):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink() and file.stat().st_nlink <= 1:
                 os.truncate(file, 0)
-    shutil.rmtree(folder, ignore_errors=True)
+    _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder if it is there; of a link the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -73,7 +73,7 @@ class Run:
         Raises RunError when another living process writes to it, when it was started with another config, when the mirror
         is that of another run, or when the folder cannot be written.
         """
-        path = Path(path).expanduser().resolve()
+        path = Path(os.path.expanduser(path)).resolve()
         if take_over and path in _OPEN:
             _OPEN[path].close()
         try:
@@ -86,7 +86,7 @@ class Run:
         run = cls(path)
         try:
             if mirror:
-                run.mirror = _checked_mirror(path, Path(mirror).expanduser().resolve())
+                run.mirror = _checked_mirror(path, Path(os.path.expanduser(mirror)).resolve())
             if not resume:
                 for folder in filter(None, (path, run.mirror)):
                     _move_aside(folder)

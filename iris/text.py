@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ class _BertLayer(nn.Module):
 def _encoder_folder(config: TextConfig) -> Path:
     """The folder with the encoder's files: config.path, the bundled package, or a download from the hub."""
     if config.path:
-        folder = Path(config.path).expanduser()
+        folder = Path(os.path.expanduser(config.path))
         if not folder.is_dir():
             raise TextError(f"there is no text encoder folder {folder}; give text_path (in a config: text.path) a folder with config.json and model.safetensors.")
         return folder

@@ -19,6 +19,8 @@ from iris.checkpoint import (
     resolve_folder,
     write_checkpoint,
 )
+from iris.places import find_model
+from iris.replacing import delete_emptied
 
 fork_only = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 
@@ -151,6 +153,52 @@ def test_a_save_keeps_the_card_and_drops_stale_shards(saved: Path) -> None:
     write_checkpoint(saved, {"dim": 9}, {"ema": {}})
     assert sorted(snapshot(saved)) == ["README.md", "config.json", "ema-00001-of-00001.safetensors", "manifest.json"]
     assert (saved / "README.md").read_text() == "a card"
+
+
+def test_what_a_mirror_deletes_is_emptied_but_nothing_behind_a_link(tmp_path: Path) -> None:
+    """A snapshot of hard links, a linked file and a linked folder keep what they hold; a file of its own takes no room in a bin."""
+    other, doomed = tmp_path / "other", tmp_path / "doomed"
+    other.mkdir()
+    doomed.mkdir()
+    for name in ("snapshot", "linked", "inside"):
+        (other / name).write_text(name)
+    own = doomed / "own"
+    own.write_text("own")
+    os.link(other / "snapshot", doomed / "snapshot")
+    (doomed / "linked").symlink_to(other / "linked")
+    (doomed / "folder").symlink_to(other)
+    with own.open() as held:
+        delete_emptied(doomed)
+        assert held.read() == "" and not doomed.exists()
+    (tmp_path / "link").symlink_to(other)
+    delete_emptied(tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink() and {(other / name).read_text() for name in ("snapshot", "linked", "inside")} == {"snapshot", "linked", "inside"}
+
+
+def test_a_manifest_that_cannot_be_read_is_a_damaged_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "manifest.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(CheckpointError, match="cannot be read: Input/output error"):
+        read_checkpoint(saved)
+
+
+def test_a_model_is_found_after_a_kill_between_the_two_renames(saved: Path) -> None:
+    saved.rename(saved.parent / f".{saved.name}.before")
+    assert find_model(str(saved)) == str(saved) and read_checkpoint(saved).tensors
+    assert find_model("~nobody-of-this-name/model") == ""
+
+
+def test_drafts_of_a_folder_whose_name_is_a_pattern_are_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".z[1].writing-999999999-0a0a0a0a"
+    left.mkdir()
+    write_checkpoint(tmp_path / "z[1]", {}, some_tensors())
+    assert not left.exists()
 
 
 def test_a_linked_folder_is_written_through(saved: Path, tmp_path: Path) -> None:

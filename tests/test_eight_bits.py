@@ -58,6 +58,8 @@ def test_what_cannot_be_stored_is_refused_and_the_old_checkpoint_stays(tmp_path:
     broken[1, 0, 0] = float("nan")
     with pytest.raises(CheckpointError, match=r"could not be written: w holds weights that are not finite"):
         write_checkpoint(folder, {}, {"p": {"w": broken}}, eight_bits=("p",))
+    with pytest.raises(CheckpointError, match="no part 'genrator' to store in eight bits; the parts are p"):
+        write_checkpoint(folder, {}, {"p": {"w": broken}}, eight_bits=("genrator",))
     assert torch.equal(read_checkpoint(folder).tensors["p"]["w"], weights(2, 1.0))
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from iris import runs as module_under_test
+from iris.locks import process_lives
 from iris.runs import Run, RunError, read_config, read_metrics, read_summary
 
 fork_only = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
@@ -275,6 +276,19 @@ def write_lock(path: Path, age: float = 0.0, **holder: object) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / "lock.json").write_text(json.dumps(holder))
     os.utime(path / "lock.json", (time.time() - age, time.time() - age))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_writer_that_ended_and_was_never_asked_how_is_dead() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    try:
+        assert process_lives(os.getpid(), None) and not process_lives(pid, None)
+    finally:
+        os.waitpid(pid, 0)
+    assert not process_lives(pid, None)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="start times come from /proc")

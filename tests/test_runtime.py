@@ -135,19 +135,31 @@ def test_the_command_draws_in_a_process_without_torch(exported: Path, tmp_path: 
         assert refused.returncode == 2 and said in refused.stderr and "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize(("module", "said"), [("iris.runtime", "onnxruntime is not installed; run: pip install"), ("iris.export", "an export needs")])
-def test_a_missing_package_is_named(module: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("module", "missing", "said"), [("iris.runtime", "onnxruntime", "onnxruntime is not installed; run: pip install"),
+                                                         ("iris.runtime", "numpy", "numpy is not installed; run: pip install"),
+                                                         ("iris.export", "onnxruntime", "an export needs")])
+def test_a_missing_package_is_named(module: str, missing: str, said: str, tmp_path: Path) -> None:
     code = f"""
 import importlib.util, runpy, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in ("onnx", "onnxscript") else find(name, *rest)
-sys.modules["onnxruntime"] = None
+sys.modules["{missing}"] = None
 sys.argv = ["x", *sys.argv[1:]]
 runpy.run_module("{module}", run_name="__main__", alter_sys=True)
 """
     wanted = ["demo/models/iris-scenes", str(tmp_path / "new")] if module == "iris.export" else [str(tmp_path), "x"]
     done = subprocess.run([sys.executable, "-c", code, *wanted], env=subprocess_environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("header", ["[]", '{"format": 1}', '{"format": 1, "defaults": {"num_steps": 4}}', '{"format": 1, "defaults": [], "config": []}', "7"])
+def test_a_header_that_lacks_what_a_drawing_reads_is_no_model(header: str, tmp_path: Path) -> None:
+    generate = pytest.importorskip("iris.runtime.generate", reason="needs onnxruntime and tokenizers")
+    (tmp_path / generate.MODEL_FILE).write_text(header.replace("1", str(generate.FORMAT), 1))
+    with pytest.raises(generate.RuntimeFailure, match="is not an exported model"):
+        generate.OnnxPipeline(tmp_path)
+    with pytest.raises(generate.RuntimeFailure, match="is not an exported model"):
+        generate.OnnxPipeline("~nobody-of-this-name/graphs")
 
 
 @exports
@@ -193,6 +205,11 @@ def test_prompts_are_read_once_and_a_damaged_graph_is_named(exported: Path, tmp_
     (copied / "core.onnx").write_bytes(b"nothing")
     with pytest.raises(RuntimeFailure, match="is missing or damaged"):
         OnnxPipeline(copied)("red apple", num_steps=1)
+    shutil.copyfile(exported / "coda.onnx", copied / "core.onnx")
+    with pytest.raises(RuntimeFailure, match=r"core\.onnx does not fit the other graphs there"):
+        OnnxPipeline(copied)("red apple", num_steps=1)
+    with pytest.raises(RuntimeFailure, match="threads is 99999999999; use a whole number from 0 to 1024"):
+        OnnxPipeline(exported, threads=99999999999)
     (copied / "tokenizer.json").write_text("{}")
     with pytest.raises(RuntimeFailure, match="tokenizer"):
         OnnxPipeline(copied)("red apple", num_steps=1)

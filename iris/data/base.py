@@ -65,7 +65,7 @@ def fingerprint(dataset: ImageDataset, most: int = 2000) -> str:
 def cache_dir() -> Path:
     """The folder for fetched and rendered data: the environment variable IRIS_CACHE, or ~/.cache/iris. Not created here."""
     chosen = os.environ.get("IRIS_CACHE", "")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "iris"
+    return Path(os.path.expanduser(chosen)) if chosen else Path.home() / ".cache" / "iris"
 
 
 def stable_hash(text: str, buckets: int) -> int:

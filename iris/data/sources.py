@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import math
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -194,7 +195,7 @@ def webdataset(pattern: str, size: int, split: str = "train", limit: int | None 
 
 
 def _shards(pattern: str) -> list[Path]:
-    pattern = str(Path(pattern).expanduser())
+    pattern = str(Path(os.path.expanduser(pattern)))
     span = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not span:
         return sorted(Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
@@ -274,7 +275,7 @@ def hub_dataset(entry: HubEntry, size: int, split: str = "train", limit: int | N
     rows = _open_hub(entry, name)
     columns = _hub_columns(rows, entry, name)
     rows = _undecoded(rows, columns[0])
-    return collect(name, _hub_records(rows, columns, Path(entry.id).expanduser().is_dir(), name), size, split, limit)
+    return collect(name, _hub_records(rows, columns, Path(os.path.expanduser(entry.id)).is_dir(), name), size, split, limit)
 
 
 def _open_hub(entry: HubEntry, name: str) -> Any:
@@ -284,7 +285,7 @@ def _open_hub(entry: HubEntry, name: str) -> Any:
     except ImportError:
         raise DataError(f"{name} needs the library datasets; install it with pip install datasets.") from None
     try:
-        folder = Path(entry.id).expanduser()
+        folder = Path(os.path.expanduser(entry.id))
         if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(folder))
             rows = (saved[entry.split] if isinstance(saved, dict) else saved).to_iterable_dataset()

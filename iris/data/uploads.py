@@ -52,7 +52,7 @@ def unpack_zip(file: str | Path, folder: str | Path, max_bytes: int = 2**29, max
     leaves no folder, when there are more than 1 % bad ones (and more than one), when a limit is passed, when nothing is
     left, or when the file is no zip archive. Nothing of it is executed, and no file gets permission to be.
     """
-    file, folder = Path(file), Path(folder).expanduser()
+    file, folder = Path(file), Path(os.path.expanduser(folder))
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise DataError(f"the folder {folder.name!r} is not empty; unpack into a new one.")
     if not file.is_file():

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from iris.runtime.png import png_bytes
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line, draw, write; a mistake is one sentence and status 2."""
@@ -21,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num-iterations", type=int, help="core iterations a step, 1 to 64; the model's own by default. Deciding them automatically needs torch")
     parser.add_argument("--guidance-scale", type=float, help="how strictly to follow the prompt, 0 to 20, 1 is off; the model's own by default")
     parser.add_argument("--seed", type=int, default=0, help="0 to 2147483647; the same seed draws the same picture")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as onnxruntime likes")
+    parser.add_argument("--threads", type=int, default=0, help="1 to 1024; 0: as many as onnxruntime likes")
     parser.add_argument("--json", action="store_true", help="print seconds and the peak memory of this process as JSON")
     given = parser.parse_args(arguments)
     if given.output.suffix.lower() != ".png" or not given.output.absolute().parent.is_dir():
@@ -30,13 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     try:
         from iris.runtime.generate import OnnxPipeline
+        from iris.runtime.png import png_bytes
 
         pictures = OnnxPipeline(given.folder, given.threads)(given.prompt, given.num_steps, given.num_iterations, given.guidance_scale, given.seed)
         given.output.write_bytes(png_bytes(pictures[0]))
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         print(f"Error: {error.name} is not installed; run: pip install numpy onnxruntime tokenizers.", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     facts = {"output": str(given.output), "seconds": round(time.monotonic() - started, 3), "peak_bytes": _peak_bytes()}

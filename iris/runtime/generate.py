@@ -7,6 +7,7 @@ what was read stays (a few tens of kilobytes), so a prompt costs its encoder onc
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from iris.prompts import PromptError, clean_prompt, spell_emoji, without_control
 from iris.runtime.layout import FORMAT, GRAPHS, MODEL_FILE, SAMPLERS, TOKENIZER_FILE
 from iris.runtime.noise import NOISE, RENOISE, standard_normal, stream
 
-LIMITS = {"num_steps": (1, 100), "num_iterations": (1, 64), "guidance_scale": (0.0, 20.0), "seed": (0, 2**31 - 1)}
+LIMITS = {"num_steps": (1, 100), "num_iterations": (1, 64), "guidance_scale": (0.0, 20.0), "seed": (0, 2**31 - 1), "threads": (0, 1024)}
 MAX_REMEMBERED = 64
 Arrays = dict[str, np.ndarray]
 
@@ -32,15 +33,10 @@ class OnnxPipeline:
     """`OnnxPipeline(folder)("red apple", seed=7)` -> uint8 [B, H, W, 3]."""
 
     def __init__(self, folder: str | Path, threads: int = 0) -> None:
-        self.folder = Path(folder).expanduser()
-        try:
-            self.model = json.loads((self.folder / MODEL_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RuntimeFailure(f"{self.folder} is not an exported model; write one with python -m iris.export MODEL FOLDER.") from error
-        if self.model.get("format") != FORMAT:
-            raise RuntimeFailure(f"{self.folder} has format {self.model.get('format')!r}; this version reads {FORMAT}. Export the model again.")
+        self.folder = Path(os.path.expanduser(folder))
+        self.model = _read_header(self.folder)
         self.options = onnxruntime.SessionOptions()
-        self.options.intra_op_num_threads = threads
+        self.options.intra_op_num_threads = _checked("threads", threads, whole=True)
         self.options.log_severity_level = 3
         self.options.enable_cpu_mem_arena = False  # the arena keeps a peak that comes once
         self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core to others
@@ -60,9 +56,12 @@ class OnnxPipeline:
         session = self._kept.get(name)
         if session is None:
             session = self._kept[name] = self._session(name)
-        wanted = [item.name for item in session.get_inputs()]   # a graph drops inputs that it does not read
         names = [item.name for item in session.get_outputs()]
-        return dict(zip(names, session.run(names, {key: inputs[key] for key in wanted}), strict=True))
+        try:
+            wanted = {item.name: inputs[item.name] for item in session.get_inputs()}   # a graph drops inputs that it does not read
+            return dict(zip(names, session.run(names, wanted), strict=True))
+        except Exception as error:   # as in _session: a graph of another export asks for other inputs, or other shapes
+            raise RuntimeFailure(f"{self.folder / GRAPHS[name]} does not fit the other graphs there; export the model again.") from error
 
     # --- text ------------------------------------------------------------------------------------------------------
 
@@ -167,6 +166,20 @@ class OnnxPipeline:
             return velocity, state
         text, null = np.split(velocity, 2)
         return null + np.float32(scale) * (text - null), state
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    """model.json, with all that a drawing reads of it."""
+    try:
+        model = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+        if model["format"] == FORMAT:
+            _ = [model["defaults"][name] for name in ("num_steps", "num_iterations", "guidance_scale", "sampler")]
+            _ = [int(model["config"]["autoencoder"][name]) for name in ("image_size", "downsample", "latent_channels")]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RuntimeFailure(f"{folder} is not an exported model; write one with python -m iris.export MODEL FOLDER.") from error
+    if model["format"] != FORMAT:
+        raise RuntimeFailure(f"{folder} has format {model['format']!r}; this version reads {FORMAT}. Export the model again.")
+    return model
 
 
 def _checked(name: str, value: Any, whole: bool = False) -> Any:

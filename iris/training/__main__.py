@@ -10,6 +10,7 @@ it at once. A stopped command, given again, continues from its last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -122,7 +123,7 @@ def main(
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer, compile_, decay_share)
     options = {name: folder for name, folder in (("init", init), ("student_init", student_init)) if folder} | loss_options
     first = join_processes().is_main_process
-    folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(run.expanduser().resolve())
+    folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(Path(os.path.expanduser(run)).resolve())
     join_processes().wait_for_everyone()  # the first one may have brought the run back from its mirror
     with contextlib.closing(folder):
         result = RECIPES[stage](config, pictures, held_out, train, folder, **options)
