@@ -102,7 +102,7 @@ def launch_options(host: str, port: int | None, share: bool = False, public: boo
     return limits | {
         "server_name": host, "server_port": port, "share": share, "theme": iris_theme(), "css": CSS,
         "show_error": False, "allowed_paths": [], "max_file_size": "10mb" if public else "260mb", "enable_monitoring": False, "run_history": False,
-        "ssr_mode": False, "state_session_capacity": 200, "footer_links": ["api", "settings"], "quiet": True, "mcp_server": mcp,
+        "ssr_mode": False, "state_session_capacity": 1000, "footer_links": ["api", "settings"], "quiet": True, "mcp_server": mcp,
     }
 
 
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"The model could not be loaded: {error}") from error
     page = create_demo(pipeline, folder, options.public)
-    threading.Thread(target=sweep_for_ever, args=[page, (3 if options.public else 24) * 3600], daemon=True).start()
+    threading.Thread(target=sweep_for_ever, args=[page, *((3 * 3600, 4e9) if options.public else (24 * 3600, 20e9))], daemon=True).start()
     try:
         page.launch(**launch_options(options.host, options.port, options.share, options.public, options.mcp), prevent_thread_lock=True)
     except OSError as error:

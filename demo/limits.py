@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUESTS, SECONDS = 30, 60.0  # a visitor may begin so many in so long
-WAITING = 8  # of them may stand in the queue at once, a quarter of it, or one visitor's minute of requests could fill an hour
+WAITING = 4  # of them may stand in the queue at once, an eighth of it, or one visitor's minute of requests could fill an hour
 EVENTS = 10  # of the page's own small events, such as a slider's, for each of them
 MAX_JSON_BYTES = 2**20
 MAX_UPLOAD_BYTES = 12 * 2**20  # on the form; gradio's own `max_file_size` is on each file in it
@@ -86,7 +86,7 @@ class VisitorLimits:
             return await _answer(send, Refusal(404, "There is nothing here."))
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        upload = scope["path"].endswith("/upload")
+        upload = _is_upload(scope["path"])
         try:
             self.check(scope)
             await self.app(scope, receive if upload else await _read_json(receive), send)
@@ -102,7 +102,7 @@ class VisitorLimits:
         path, told = scope["path"], dict(scope["headers"]).get(b"content-length", b"")
         if not any(part in path for part in (*_WORK, *_EVENTS, *_FREE)):
             raise Refusal(404, "There is nothing here.")
-        most = self.upload_bytes if path.endswith("/upload") else MAX_JSON_BYTES
+        most = self.upload_bytes if _is_upload(path) else MAX_JSON_BYTES
         if not told.isdigit() or b"transfer-encoding" in dict(scope["headers"]):  # together the second counts, and says no length
             raise Refusal(411, "Say how large the request is (Content-Length).")
         if int(told[:20]) > most:
@@ -121,6 +121,11 @@ class VisitorLimits:
         app = scope.get("app")
         queues = app.get_blocks()._queue.event_queue_per_concurrency_id.values() if hasattr(app, "get_blocks") else ()
         return sum(visitor(event.request.scope, self.proxies) == asks for queue in queues for event in queue.queue)
+
+
+def _is_upload(path: str) -> bool:
+    """Whether a form with files is asked for, and not an event that calls itself so."""
+    return path.endswith("/upload") and not any(part in path for part in (*_QUEUE, *_EVENTS))
 
 
 async def _read_json(receive: Receive) -> Receive:
@@ -190,13 +195,21 @@ def visitor(scope: Scope, proxies: int = 0) -> str:
     if proxies > 0:
         forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
         hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
-        address = hops[-min(proxies, len(hops))] if hops else address
+        outermost = hops[: len(hops) - min(proxies, len(hops)) + 1]  # the hops up to the one that it saw; what a host puts behind them for itself is no visitor
+        address = next((hop for hop in reversed(outermost) if _is_global(hop)), outermost[-1]) if hops else address
     try:
         known = ipaddress.ip_address(_PORT.sub(lambda told: told[1] or told[2], address))
     except ValueError:
         return address[:64]
     known = getattr(known, "ipv4_mapped", None) or known  # ::ffff:1.2.3.4, from a socket for both families
     return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == 6 else str(known)
+
+
+def _is_global(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(_PORT.sub(lambda told: told[1] or told[2], address)).is_global
+    except ValueError:
+        return False
 
 
 def within(seconds: float, moments: Iterator[Item], clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:

@@ -8,12 +8,16 @@ from demo.request import GenerationRequest, RequestError
 
 LABEL = "Copy a link to these settings"
 AGAIN = f"() => new Promise(done => setTimeout(() => done('{LABEL}'), 4000))"  # so that the next press says something too
-# From the page's settings to an address; also put into the address bar, where no clipboard can be written.
-COPY_LINK = """async (prompt, negative, seed, steps, iterations, auto, guidance) => {
-  const query = new URLSearchParams({prompt, seed, steps, iterations: auto ? 'auto' : iterations, guidance});
+_INTO_ADDRESS = """
+  const query = new URLSearchParams({prompt, steps, iterations: auto ? 'auto' : iterations, guidance});
   if (negative) query.set('negative', negative);
+  if (!random) query.set('seed', seed);
   const link = `${location.origin}${location.pathname}?${query}`;
-  history.replaceState(null, '', link);
+  history.replaceState(null, '', link);"""
+# A phone that sleeps loses its connection, and Gradio then loads the page anew: what was asked for last stands in its address.
+KEEP_IN_ADDRESS = "(prompt, negative, seed, steps, iterations, auto, guidance, random) => {" + _INTO_ADDRESS + "\n}"
+# From the page's settings to an address; also put into the address bar, where no clipboard can be written.
+COPY_LINK = "async (prompt, negative, seed, steps, iterations, auto, guidance) => {\n  const random = false;" + _INTO_ADDRESS + """
   try {
     await navigator.clipboard.writeText(link);
     return 'Link copied';
@@ -36,6 +40,11 @@ def read_link(query: Mapping[str, str], otherwise: tuple[int, int | str, float])
         query["prompt"], query.get("negative", ""), _number("seed", query, "0"), _number("steps", query, steps),
         "auto" if iterations == "auto" else _number("iterations", query, depth), _number("guidance", query, guidance),
     )
+
+
+def has_seed(query: Mapping[str, str]) -> bool:
+    """Whether an address holds a seed. Without one its pictures were random, and stay so."""
+    return "seed" in query
 
 
 def _number(name: str, query: Mapping[str, str], otherwise: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from demo.model import ROOT
@@ -42,6 +43,12 @@ def report_page(name: str, report: Path | None = None) -> str:
 
 def readable(file: Path) -> str:
     """A Markdown file without its front matter, complete in itself."""
+    return _readable(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _readable(file: Path, _: int) -> str:
+    """Megabytes of pictures: not read anew for every visitor, but when the file is another one."""
     text = file.read_text(encoding="utf-8", errors="replace")[:MAX_TEXT]
     return _without_network(_FRONT_MATTER.sub("", text), file.parent)
 

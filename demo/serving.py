@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -28,7 +29,8 @@ from iris.prompts import without_control
 # One group for every event that runs the model, so that a Create and an Inside request never compute at once.
 MODEL_QUEUE = "model"
 MAX_SECONDS = 300.0  # of one event; the next visitor waits for it
-SWEEP_SECONDS = 600.0  # how often old files are looked for
+SWEEP_SECONDS = 60.0  # how often old files are looked for
+DOUBLE_CLICK = 500  # milliseconds in which a second start is the first one's
 GENERIC_ERROR = "Something went wrong on the server while drawing. Please try again."
 
 log = logging.getLogger(__name__)
@@ -84,32 +86,35 @@ def on_gpu(seconds: Callable[..., int]) -> Callable[[Callable[..., Any]], Callab
 
 
 def runs_until_stopped(
-    start: Any, stop: gr.Button, status: gr.HTML, event: Callable[..., Iterator[Any]], inputs: list[Component], outputs: list[Component],
+    start: Any, stop: gr.Button, status: gr.HTML, event: Callable[..., Iterator[Any]], inputs: list[Component], outputs: list[Component], go: gr.Button | None = None,
 ) -> Any:
     """After `start`, run the model's `event` in its queue, with `stop` pressable from the first moment to the last.
 
-    Switching `stop` happens in the browser, so that a press answers at once and not after a round trip; each moment switches it on
-    again, for another run of the same tab may have ended meanwhile. Gradio does not hear a start whose last run still goes on, so the
-    status goes on telling of that run.
+    Stop is switched, and answers, in the browser: a round trip would let later moments of the run tell over it. Each moment switches it on again, for
+    another run of the same tab may have ended meanwhile. Gradio does not hear a start whose last run still goes on; the page remembers it, and presses
+    `go` when that run has ended, unless it was stopped. So the words of a second Enter are drawn next; a double click asks for nothing twice.
     """
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    waiting, failed, stopped = map(status_html, ("Waiting for the model", "Nothing was drawn; the message says why", "Stopped"))
-    going = f"(window.irisRuns ??= {{}})[{next(_runs)}]"
-    begun = start(
-        fn=None, js=f"told => {{ const on = {going}; {going} = true; return [{_switch(True)}, on ? told : {json.dumps(waiting)}]; }}", inputs=status,
-        outputs=[stop, status], **private,
-    )
+    waiting, failed, stopped = (json.dumps(status_html(words)) for words in ("Waiting for the model", "Not finished; the message says why", "Stopped"))
+    run = f"const run = (window.irisRuns ??= {{}})[{next(_runs)}] ??= {{}};"
+    again = "" if go is None else f"if (run.more && !run.halted) setTimeout({press(go)});"
+    begin = (f"told => {{ {run} if (run.on) {{ run.more = Date.now() - run.begun > {DOUBLE_CLICK}; return [{_switch(True)}, told]; }} "
+             f"Object.assign(run, {{on: true, begun: Date.now(), more: false, halted: false}}); return [{_switch(True)}, {waiting}]; }}")
+    begun = start(fn=None, js=begin, inputs=status, outputs=[stop, status], **private)
     running = begun.then(
         _stoppable(event), inputs, [*outputs, stop], concurrency_id=MODEL_QUEUE, show_progress="minimal", show_progress_on=[status], api_visibility="private",
     )
-    running.success(fn=None, js=f"() => {{ {going} = false; return {_switch(False)}; }}", outputs=stop, **private)
-    # Gradio counts a stopped run as failed too; the word that Stop left must stay then.
-    tell = f"told => {{ {going} = false; return [{_switch(False)}, told === {json.dumps(stopped)} ? told : {json.dumps(failed)}]; }}"
-    running.failure(fn=None, js=tell, inputs=status, outputs=[stop, status], **private)
-    stop.click(
-        lambda: (gr.update(interactive=False), stopped), None, [stop, status], cancels=[running], queue=False, **private,
-    )
+    running.success(fn=None, js=f"() => {{ {run} run.on = false; {again} return {_switch(False)}; }}", outputs=stop, **private)
+    # Gradio counts a stopped run as failed too, twice even; nothing may begin again between.
+    running.failure(fn=None, js=f"() => {{ {run} run.on = false; {again} return [{_switch(False)}, run.halted ? {stopped} : {failed}]; }}", outputs=[stop, status], **private)
+    halt = f"told => {{ {run} if (!run.on) return [{_switch(False)}, told]; run.more = false; run.halted = true; return [{_switch(False)}, {stopped}]; }}"
+    stop.click(fn=None, js=halt, inputs=status, outputs=[stop, status], cancels=[running], queue=False, **private)
     return running
+
+
+def press(button: gr.Button) -> str:
+    """The browser's function that presses a button."""
+    return f"() => {{ document.getElementById({json.dumps(button.elem_id)})?.click(); }}"
 
 
 def _stoppable(event: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[tuple]]:
@@ -148,23 +153,29 @@ def cache_picture(image: Image.Image) -> str:
     return cache_file(buffer.getvalue(), "picture.png")
 
 
-def sweep(folder: Path, seconds: float, kept: Collection[str] = ()) -> None:
-    """Remove the files below `folder` that were made longer ago, but those `kept`, and the folders that have been empty so long.
+def sweep(folder: Path, seconds: float, most_bytes: float, kept: Collection[str] = ()) -> None:
+    """Remove the files below `folder` that were made longer ago, the oldest of what is more than `most_bytes`, and folders that have been empty so long.
 
-    Gradio's own sweep ends for good where it meets a request, and every preview is a file in a folder of its own.
+    But those `kept`. Gradio's own sweep ends for good where it meets a request, and every preview is a file in a folder of its own.
     """
-    for path in sorted(folder.rglob("*"), reverse=True):
-        with contextlib.suppress(OSError):  # a folder that is not empty stays
-            if str(path) not in kept and time.time() - path.stat().st_mtime > seconds:
-                path.rmdir() if path.is_dir() else path.unlink()
+    found, taken = [], 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found.append((path.stat(), path))
+    for facts, path in sorted(found, key=lambda each: each[0].st_mtime, reverse=True):
+        is_file = stat.S_ISREG(facts.st_mode)
+        taken += facts.st_size if is_file else 0
+        if str(path) not in kept and (time.time() - facts.st_mtime > seconds or (is_file and taken > most_bytes)):
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                path.unlink() if is_file else path.rmdir()
 
 
-def sweep_for_ever(page: gr.Blocks, seconds: float) -> None:
-    """The same every ten minutes, in a thread of its own. What the page was built with, such as an empty picture, stays: it is written once."""
+def sweep_for_ever(page: gr.Blocks, seconds: float, most_bytes: float) -> None:
+    """The same every minute, in a thread of its own. What the page was built with, such as an empty picture, stays: it is written once."""
     kept = set().union(*(block.keep_in_cache for block in page.blocks.values()))
     while True:
         with contextlib.suppress(OSError):
-            sweep(Path(get_upload_folder()), seconds, kept)
+            sweep(Path(get_upload_folder()), seconds, most_bytes, kept)
         time.sleep(SWEEP_SECONDS)
 
 

@@ -56,11 +56,11 @@ def ask_row(model: LoadedModel, name: str, label: str, action: str) -> tuple[gr.
     return prompt, go, stop
 
 
-def fill(model: LoadedModel, request: GenerationRequest) -> tuple[Any, ...]:
-    """Values for Settings.components that draw `request` again: its seed is held."""
+def fill(model: LoadedModel, request: GenerationRequest, held: bool = True) -> tuple[Any, ...]:
+    """Values for Settings.components that draw `request` again, if its seed is `held`."""
     auto = request.num_iterations == "auto"
     return (
-        request.negative_prompt, gr.update(value=request.seed, interactive=True), False, request.num_steps,
+        request.negative_prompt, gr.update(value=request.seed, interactive=held), not held, request.num_steps,
         gr.update(interactive=False) if auto else gr.update(value=request.num_iterations, interactive=True), auto, request.guidance_scale,
         effort_named(model.pipeline, request.num_steps, request.num_iterations),
     )

@@ -49,11 +49,15 @@ def upload(repo_id: str, root: Path, files: list[Path], private: bool) -> str:
     try:
         api.whoami()
         api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id, repo_type="space").private:  # that of an earlier upload, which a later wish does not change
+            raise SpaceError(f"The Space {repo_id} is public already; make it private in its settings first.")
         with tempfile.TemporaryDirectory() as staged:
             for path in files:
                 (Path(staged) / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(root / path, Path(staged) / path)
             api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=staged, delete_patterns="*", commit_message="Update the Space")
+    except SpaceError:
+        raise
     except LocalTokenNotFoundError as error:
         raise SpaceError("You are not logged in to Hugging Face; run `hf auth login` first, with a token that may write.") from error
     except HFValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 MAX_PICTURES = 24
@@ -15,8 +16,8 @@ class Drawn(NamedTuple):
 
 
 def remember(visit: list[Drawn], picture: Drawn) -> list[Drawn]:
-    """The visit with one picture more, at most MAX_PICTURES."""
-    return [picture, *visit][:MAX_PICTURES]
+    """The visit with one picture more, at most MAX_PICTURES; without those whose files have been swept away."""
+    return [picture, *filter(_is_there, visit)][:MAX_PICTURES]
 
 
 def captions(visit: list[Drawn]) -> list[tuple[str, str]]:
@@ -25,5 +26,10 @@ def captions(visit: list[Drawn]) -> list[tuple[str, str]]:
 
 
 def picked(visit: list[Drawn], index: object) -> Drawn | None:
-    """The picture at a gallery's index; None for an index from anywhere else."""
-    return visit[index] if isinstance(index, int) and 0 <= index < len(visit) else None
+    """The picture at a gallery's index; None for an index from anywhere else, and for a file that has been swept away."""
+    found = visit[index] if isinstance(index, int) and 0 <= index < len(visit) else None
+    return found if found is not None and _is_there(found) else None
+
+
+def _is_there(picture: Drawn) -> bool:
+    return Path(picture.path).is_file()

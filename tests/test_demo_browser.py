@@ -11,6 +11,7 @@ from demo_server import EXAMPLES, Server, server  # noqa: F401
 from PIL import Image
 
 from demo.png import read_png
+from demo.serving import DOUBLE_CLICK
 
 pytestmark = pytest.mark.browser
 
@@ -86,6 +87,57 @@ def test_stop_frees_the_model_and_the_page_goes_on(visit, server: Server) -> Non
     assert visitor.errors == []
 
 
+def test_words_entered_during_a_drawing_are_drawn_next_but_a_double_click_draws_once(visit, server: Server) -> None:  # noqa: F811
+    visitor = visit()
+    page = visitor.page
+    start_a_long_drawing(visitor)
+    visitor.write("steps", "2")
+    page.wait_for_timeout(DOUBLE_CLICK)  # nobody has a second thought as fast as this test
+    visitor.prompt.fill("a second thought")
+    visitor.prompt.press("Enter")
+    expect(page.get_by_role("img", name="a second thought", exact=True)).to_be_visible(timeout=PATIENCE)
+    expect(visitor.status).to_contain_text("Done in 2 steps", timeout=PATIENCE)
+    expect(page.locator("#visit button img")).to_have_count(2)
+
+    begun = server.pipeline.steps_begun
+    visitor.prompt.fill("a hasty hand")
+    page.get_by_role("button", name="Generate").dblclick()
+    expect(page.get_by_role("img", name="a hasty hand", exact=True)).to_be_visible(timeout=PATIENCE)
+    expect(visitor.status).to_contain_text("Done in 2 steps", timeout=PATIENCE)
+    page.wait_for_timeout(1000)
+    assert server.pipeline.steps_begun == begun + 2
+
+    visitor.write("steps", "32")
+    visitor.prompt.fill("a long one")
+    visitor.prompt.press("Enter")
+    expect(visitor.status).to_contain_text("of 32", timeout=PATIENCE)
+    page.wait_for_timeout(DOUBLE_CLICK)
+    visitor.prompt.press("Enter")
+    page.get_by_role("button", name="Stop").first.click()  # nor does what was stopped begin again
+    expect(visitor.status).to_contain_text("Stopped", timeout=PATIENCE)
+    page.wait_for_timeout(1000)
+    at_rest = server.pipeline.steps_begun
+    page.wait_for_timeout(600)
+    assert server.pipeline.steps_begun == at_rest and visitor.errors == []
+
+
+def test_a_page_that_is_loaded_anew_keeps_what_was_asked_for(visit) -> None:  # noqa: F811
+    """As Gradio does by itself when a phone that slept has lost its connection."""
+    visitor = visit()
+    page = visitor.page
+    page.get_by_role("button", name="Advanced").first.click()
+    visitor.write("steps", "2")
+    visitor.prompt.fill("a pear & a plum")
+    visitor.prompt.press("Enter")
+    expect(visitor.status).to_contain_text("Done in 2 steps", timeout=PATIENCE)
+    page.reload()
+    expect(visitor.prompt).to_have_value("a pear & a plum", timeout=PATIENCE)
+    page.get_by_role("button", name="Advanced").first.click()
+    expect(page.locator("#steps input[type=number]")).to_have_value("2")
+    expect(page.get_by_role("checkbox", name="Random")).to_be_checked()
+    assert visitor.errors == []
+
+
 def test_an_example_runs_and_its_picture_is_saved_with_its_parameters(visit, tmp_path: Path) -> None:  # noqa: F811
     visitor = visit()
     page = visitor.page
@@ -106,5 +158,5 @@ def test_an_empty_prompt_is_answered_with_a_sentence(visit) -> None:  # noqa: F8
     visitor = visit()
     visitor.prompt.press("Enter")
     expect(visitor.page.get_by_text("Write a prompt first")).to_be_visible(timeout=PATIENCE)
-    expect(visitor.status).to_contain_text("Nothing was drawn")
+    expect(visitor.status).to_contain_text("Not finished; the message says why")
     expect(visitor.page.get_by_role("button", name="Stop").first).to_be_disabled()

@@ -126,12 +126,16 @@ def test_defaults_beyond_the_page_become_its_most() -> None:
     assert within_limits(SamplingDefaults(num_steps=4, num_iterations="auto", guidance_scale=1.0)) == (4, "auto", 1.0)
 
 
-def test_a_visit_remembers_the_newest_pictures() -> None:
+def test_a_visit_remembers_the_newest_pictures_whose_files_are_there(tmp_path: Path) -> None:
     visit: list[Drawn] = []
     for seed in range(MAX_PICTURES + 5):
-        visit = remember(visit, Drawn(f"{seed}.png", {"prompt": "x", "seed": seed}))
-    assert len(visit) == MAX_PICTURES and captions(visit)[0] == (f"{MAX_PICTURES + 4}.png", f"x · {MAX_PICTURES + 4}")
+        path = tmp_path / f"{seed}.png"
+        path.touch()
+        visit = remember(visit, Drawn(str(path), {"prompt": "x", "seed": seed}))
+    assert len(visit) == MAX_PICTURES and captions(visit)[0] == (str(path), f"x · {MAX_PICTURES + 4}")
     assert picked(visit, 0) == visit[0] and picked(visit, MAX_PICTURES) is None and picked(visit, -1) is None and picked(visit, "0") is None
+    path.unlink()
+    assert picked(visit, 0) is None and remember(visit, visit[1])[1:] == visit[1:]
 
 
 # --- models on disk ------------------------------------------------------------------------------------------------
@@ -242,15 +246,23 @@ def test_old_files_go_and_what_is_asked_for_again_is_young(tmp_path: Path, monke
     for path in (old, again):
         os.utime(path, (0, 0))
     assert Path(cache_file(b"again", "again.png")) == again
-    sweep(tmp_path, 3600.0)
+    sweep(tmp_path, 3600.0, 1e9)
     assert (old.exists(), again.exists(), new.exists()) == (False, True, True)
     os.utime(again, (0, 0))
-    sweep(tmp_path, 3600.0, {str(again)})
+    sweep(tmp_path, 3600.0, 1e9, {str(again)})
     assert again.exists()  # the page was built with it
     os.utime(again)
     os.utime(old.parent, (0, 0))
-    sweep(tmp_path, 3600.0)
+    sweep(tmp_path, 3600.0, 1e9)
     assert not old.parent.exists() and again.exists() and new.exists()
+
+
+def test_the_oldest_files_make_room_on_the_disk(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "middle", "old", "kept")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    sweep(tmp_path, 3600.0, 250, {str(tmp_path / "kept")})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "middle", "new"]
 
 
 # --- training ------------------------------------------------------------------------------------------------------

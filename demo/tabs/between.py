@@ -75,7 +75,7 @@ def build_tab(model: LoadedModel) -> Callable[[Callable[..., Any]], Any]:
             numbers = build_numbers(model, "between")
     inputs = [prompt, other, frames, other_seed, *numbers.components]
     runs_until_stopped(
-        partial(gr.on, [prompt.submit, other.submit, go.click]), stop, status, _animate_event(stream), inputs, [film, status, numbers.seed, save],
+        partial(gr.on, [prompt.submit, other.submit, go.click]), stop, status, _animate_event(stream), inputs, [film, status, numbers.seed, save], go,
     )
     _interpolate_endpoint(model, stream)
     return refreshing(model, lambda: (gr.update(placeholder=model.example), *number_values(model)),
@@ -97,15 +97,18 @@ def filming(model: LoadedModel) -> Filming:
     return stream
 
 
-def film_html(frames: list[Image.Image]) -> str:
-    """The animation in a square, and its frames in a row below; an empty square without frames."""
+def film_html(frames: list[Image.Image], finished: bool = True) -> str:
+    """The animation in a square, and its frames in a row below; an empty square without frames, and the first one, standing, before all are finished."""
     if not frames:
         return '<div class="moving empty"></div>'
     look = crisp(frames[0].width)
+    row = f'<div class="frames{look}">' + "".join(_still(frame, index, len(frames), finished) for index, frame in enumerate(frames)) + "</div>"
+    if not finished:  # with every step megabytes would go to a phone
+        return f'<img class="moving{look}" alt="The first of {len(frames)} frames" src="{data_uri(frames[0], lossy=True)}">' + row
     turns = max(1, MOVING_MILLISECONDS // (FRAME_MILLISECONDS * max(1, 2 * len(frames) - 2)))
     moving = f'<img class="moving{look}" alt="Animation of {len(frames)} frames" src="data:image/webp;base64,{base64.b64encode(animation(frames, turns)).decode()}">'
     shown = f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{data_uri(frames[0])}">{moving}</picture>'
-    return shown + f'<div class="frames{look}">' + "".join(_still(frame, index, len(frames)) for index, frame in enumerate(frames)) + "</div>"
+    return shown + row
 
 
 def animation(frames: list[Image.Image], turns: int = 0) -> bytes:
@@ -116,8 +119,8 @@ def animation(frames: list[Image.Image], turns: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def _still(frame: Image.Image, index: int, count: int) -> str:
-    return f'<img alt="Frame {index + 1} of {count}" src="{data_uri(frame)}">'
+def _still(frame: Image.Image, index: int, count: int, exact: bool) -> str:
+    return f'<img alt="Frame {index + 1} of {count}" src="{data_uri(frame, lossy=not exact)}">'
 
 
 def _plan(prompt: object, other_prompt: object, seed: object, other_seed: object, frames: object, num_steps: object, num_iterations: object,
@@ -143,7 +146,7 @@ def _animate_event(stream: Filming) -> Callable[..., Iterator[tuple]]:
             headline = count(len(film.frames), "frame") if film.finished else f"Step {film.step} of {film.num_steps}"
             told = status_html(headline, facts, None if film.finished else film.step / film.num_steps)
             path = cache_file(animation(film.frames), "iris-animation.webp") if film.finished else None
-            yield film_html(film.frames), told, nothing, gr.update(value=path, interactive=True) if path else nothing
+            yield film_html(film.frames, film.finished), told, nothing, gr.update(value=path, interactive=True) if path else nothing
 
     return animate
 

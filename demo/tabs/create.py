@@ -15,12 +15,12 @@ from gradio.components import Component
 from gradio.data_classes import FileData
 
 from demo.drawing import Progress, Stream, core_passes, drawing_stream, saved, told_parameters
-from demo.link import AGAIN, COPY_LINK, LABEL, read_link
+from demo.link import AGAIN, COPY_LINK, KEEP_IN_ADDRESS, LABEL, has_seed, read_link
 from demo.model import LoadedModel, example_prompts
 from demo.pictures import NOTHING, looks
 from demo.png import PngError, read_png
 from demo.request import MAX_SEED, GenerationRequest, RequestError, whole_number
-from demo.serving import MODEL_QUEUE, cache_picture, runs_until_stopped, sentences, without_tags
+from demo.serving import MODEL_QUEUE, cache_picture, press, runs_until_stopped, sentences, without_tags
 from demo.settings import (
     MAX_IMAGES,
     PRIVATE,
@@ -97,9 +97,10 @@ def build_tab(model: LoadedModel) -> CreateTab:
     draw = _draw_event(stream)
     inputs = [*request, settings.randomise, images, watch, visit]
     outputs = [picture, status, settings.seed, save, edit, visit, chosen, gallery, shelf]
-    picked_one = examples.click(lambda sample: sample[0], examples, prompt, **PRIVATE)
-    for start in (partial(gr.on, [prompt.submit, go.click]), picked_one.then):
-        runs_until_stopped(start, stop, status, draw, inputs, outputs)
+    start = partial(gr.on, [prompt.submit, go.click])
+    start(fn=None, js=KEEP_IN_ADDRESS, inputs=[*request, settings.randomise], **PRIVATE)
+    runs_until_stopped(start, stop, status, draw, inputs, outputs, go)
+    examples.click(lambda sample: sample[0], examples, prompt, **PRIVATE).then(fn=None, js=press(go), **PRIVATE)
 
     gallery.select(_show_again, visit, [picture, status, save, edit, chosen, again], **PRIVATE)
     again.click(lambda drawn: _fill_again(model, drawn), chosen, state, **PRIVATE)
@@ -237,7 +238,7 @@ def _restore_link(model: LoadedModel, query: Mapping[str, str], built_for: IRISP
     except (RequestError, PromptError) as error:
         told = status_html(html.escape(str(error)))
     if request is not None:
-        return request.prompt, *fill(model, request.with_seed()), 1, told
+        return request.prompt, *fill(model, request.with_seed(), held=has_seed(query)), 1, told
     if model.pipeline is built_for:  # the page shows these values already, and somebody may have begun to change them
         return *(gr.skip(),) * 10, told
     return gr.skip(), *fill_defaults(model), gr.skip(), told

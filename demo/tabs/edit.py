@@ -97,7 +97,7 @@ def build_tab(model: LoadedModel) -> EditTab:
     mode.change(_shown_for, mode, [note, was, extending, strength], **PRIVATE)
     inputs = [mode, editor, prompt, was, strength, sides, room, *numbers.components]
     outputs = [result, status, numbers.seed, save, further, done]
-    runs_until_stopped(partial(gr.on, [prompt.submit, go.click]), stop, status, _edit_event(model, stream), inputs, outputs)
+    runs_until_stopped(partial(gr.on, [prompt.submit, go.click]), stop, status, _edit_event(model, stream), inputs, outputs, go)
     further.click(receive, done, [editor, was, prompt], **PRIVATE)
     _edit_endpoint(model, stream)
     _inpaint_endpoint(model, stream)
