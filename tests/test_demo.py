@@ -310,3 +310,20 @@ def test_space_without_a_login_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(HfApi, "whoami", nobody)
     with pytest.raises(space.SpaceError, match="hf auth login"):
         space.upload("user/name", tmp_path, [], private=True)
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_space_that_is_public_does_not_become_private_unheard(is_private: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from huggingface_hub import HfApi
+
+    sent = []
+    for name, answer in {"whoami": {}, "create_repo": None, "repo_info": SimpleNamespace(private=is_private)}.items():
+        monkeypatch.setattr(HfApi, name, lambda *_, answer=answer, **__: answer)
+    monkeypatch.setattr(HfApi, "upload_folder", lambda *_, **told: sent.append(told["repo_id"]))
+    if not is_private:
+        with pytest.raises(space.SpaceError, match="public already; make it private in its settings first"):
+            space.upload("user/name", tmp_path, [], private=True)
+        assert sent == []
+    assert space.upload("user/name", tmp_path, [], private=is_private).endswith("user/name") and sent == ["user/name"]
