@@ -300,34 +300,41 @@ def test_the_exits_teacher_is_stopped() -> None:
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-7)
 
 
-def test_a_warm_step_starts_from_the_state_at_a_noisier_time_of_its_own_path() -> None:
+@pytest.mark.parametrize("jumps", [False, True])
+def test_a_warm_step_starts_from_the_state_of_a_noisier_picture_of_its_own(jumps: bool) -> None:
+    """One step of the solver back: along the model's own velocity, or from its own data with the noise before a jump."""
     generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(warm_start=1.0)
+    loss.WARM_JUMPS = float(jumps)
     draw = double(loss.draw(generator, batch(), rng_for(0)))
     assert (draw.warm_from > draw.t).all() and (draw.warm_from <= 1).all() and (draw.warm_from - draw.t <= 0.4 + 1e-6).all()
-    path = interpolate(draw.latents, draw.noise, draw.t)
-    back = (draw.warm_from - draw.t).view(-1, 1, 1, 1) * generator(path.z_t, draw.t, draw.tokens, draw.warm_depth, draw.mask, draw.drop)
+    path, later, t = interpolate(draw.latents, draw.noise, draw.t), draw.warm_from.view(-1, 1, 1, 1), draw.t.view(-1, 1, 1, 1)
+    velocity = generator(path.z_t, draw.t, draw.tokens, draw.warm_depth, draw.mask, draw.drop)
+    noisier = (1 - later) * (path.z_t - t * velocity) + later * draw.warm_noise if jumps else path.z_t + (later - t) * velocity
     context = generator.condition(draw.tokens, draw.mask, draw.drop)
-    *_, before = generator.iterate(generator.embed(path.z_t + back, draw.warm_from), context, draw.warm_depth)
+    *_, before = generator.iterate(generator.embed(noisier, draw.warm_from), context, draw.warm_depth)
     velocity = generator(path.z_t, draw.t, draw.tokens, draw.depth, draw.mask, draw.drop, state=before.tokens.detach())
     torch.testing.assert_close(loss(generator, draw).loss, (velocity - path.velocity).square().mean(), atol=1e-12, rtol=0)
-    shares = [RectifiedFlowLoss(warm_start=0.25).draw(generator, batch(), rng_for(step)).warm_from is not None for step in range(400)]
-    assert 0.19 < sum(shares) / 400 < 0.31
+
+
+def test_warm_steps_and_their_jumps_come_at_their_rates() -> None:
+    drawn = [RectifiedFlowLoss(warm_start=0.25).draw(Field(None), batch(), rng_for(step)) for step in range(400)]
+    warm = [draw for draw in drawn if draw.warm_from is not None]
+    jumps = [draw for draw in warm if draw.warm_noise is not None]
+    assert 0.19 < len(warm) / 400 < 0.31 and 0.35 < len(jumps) / len(warm) < 0.65
+    assert all(not torch.equal(draw.warm_noise, draw.noise) for draw in jumps)
 
 
 def test_a_warm_state_knows_only_the_noisy_picture() -> None:
     """Two pairs of picture and noise that meet at the same z_t start from the same state: it cannot tell the answer, which differs."""
     generator, loss = build_generator(preset("nano")).double(), RectifiedFlowLoss(warm_start=1.0)
-    draw = double(loss.draw(generator, batch(), rng_for(0)))
-    t = draw.t.view(-1, 1, 1, 1)
-    other = dataclasses.replace(draw, latents=draw.latents + t, noise=draw.noise - (1 - t))
-    context = generator.condition(draw.tokens, draw.mask, draw.drop)
-    states, answers = [], []
-    for each in (draw, other):
-        path = interpolate(each.latents, each.noise, each.t)
-        states.append(loss._start(generator, path.z_t, each, context))
-        answers.append(path.velocity)
-    torch.testing.assert_close(*states, atol=1e-9, rtol=0)
-    assert float((answers[0] - answers[1]).abs().min()) > 0.99
+    for step in range(8):
+        draw = double(loss.draw(generator, batch(), rng_for(step)))
+        t = draw.t.view(-1, 1, 1, 1)
+        other = dataclasses.replace(draw, latents=draw.latents + t, noise=draw.noise - (1 - t))
+        context = generator.condition(draw.tokens, draw.mask, draw.drop)
+        paths = [interpolate(each.latents, each.noise, each.t) for each in (draw, other)]
+        torch.testing.assert_close(*[loss._start(generator, path.z_t, each, context) for path, each in zip(paths, (draw, other), strict=True)], atol=1e-9, rtol=0)
+        assert float((paths[0].velocity - paths[1].velocity).abs().min()) > 0.99
 
 
 def test_captions_are_dropped_at_their_rate() -> None:

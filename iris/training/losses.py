@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from iris.config import ConfigError
 from iris.features import FeatureNet
-from iris.flow import interpolate, sample_timesteps, specification_weight
+from iris.flow import interpolate, sample_timesteps, specification_weight, velocity_to_data
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Embedded, Generator, TextContext
 from iris.nn.haar import BANDS, haar_dwt2
@@ -128,6 +128,7 @@ class FlowDraw:
     depth: int
     exit: int = 0
     warm_from: Tensor | None = None
+    warm_noise: Tensor | None = None
     warm_depth: int = 0
     is_coarse: bool = False
 
@@ -147,12 +148,13 @@ class RectifiedFlowLoss:
       (intra-loop self-distillation, ELT, 2604.09168);
     - a share `warm_start` of the steps begins with the state that the core reached at a noisier time, as sampling with a carried
       state does (FPDM, 2401.08741), and is given half of the mean depth or less to bring it up to date: a core that has thought
-      about the noisier picture need not begin anew, and one that starts from zeros is not asked to hurry. The noisier picture lies
-      on the core's own path, one step of the solver back from z_t. The true path's would give the answer away: it is a straight
-      line, and two points of a line tell its direction.
+      about the noisier picture need not begin anew, and one that starts from zeros is not asked to hurry. The noisier picture is
+      one step of the solver back from z_t, with the core's own velocity; in half of these steps it has noise of its own, as before
+      a jump. The true path's would give the answer away: it is a straight line, and two points of a line tell its direction.
     """
 
     WARM_REACH = (0.03, 0.4)  # how much noisier the neighbouring time is
+    WARM_JUMPS = 0.5  # the share of them that jumps
     COARSE_LOGIT_MEAN, COARSE_ITERATIONS = 2.5, 2
     PURE_NOISE_SHARE = 0.05
 
@@ -186,14 +188,16 @@ class RectifiedFlowLoss:
         depth = max(mean, sample_depth(rng, mean)) if self.random_depth else mean
         if self.is_coarse:
             depth = min(mean, self.COARSE_ITERATIONS)
-        exit, warm_from, warm_depth = 0, None, 0
+        exit, warm_from, warm_noise, warm_depth = 0, None, None, 0
         if self.depth_is_free and self.warm_start > 0 and float(torch.rand((), generator=rng)) < self.warm_start:
             low, high = self.WARM_REACH
             warm_from = (t + low + (high - low) * torch.rand(count, generator=rng)).clamp_max(1.0)
+            if float(torch.rand((), generator=rng)) < self.WARM_JUMPS:
+                warm_noise = torch.randn(noise.shape, generator=rng)
             warm_depth, depth = depth, int(torch.randint(1, max(2, mean // 2 + 1), (), generator=rng))
         if self.depth_is_free and self.exit_weight > 0 and depth > 1:
             exit = int(torch.randint(1, depth, (), generator=rng))
-        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, depth, exit, warm_from, warm_depth, self.is_coarse)
+        return FlowDraw(batch.latents, batch.tokens, batch.mask, noise, t, drop, depth, exit, warm_from, warm_noise, warm_depth, self.is_coarse)
 
     def __call__(self, module: nn.Module, draw: FlowDraw) -> LossOutput:
         path = interpolate(draw.latents, draw.noise, draw.t)
@@ -213,13 +217,17 @@ class RectifiedFlowLoss:
 
     @torch.no_grad()
     def _start(self, module: nn.Module, z_t: Tensor, draw: FlowDraw, context: TextContext) -> Tensor | None:
-        """The core's initial state: zeros (None); in a warm step what the core makes of them, in `warm_depth` iterations, at the noisier
-        time of its own path: z_t + (warm_from - t) v, with its v at z_t. So it knows nothing that z_t does not say."""
+        """The core's initial state: zeros (None); in a warm step what the core makes of them, in `warm_depth` iterations, of a noisier picture.
+
+        Its data are those that the core's v at z_t points to, its noise what v leaves of z_t, or `warm_noise`. So it knows nothing that z_t does not say.
+        """
         if draw.warm_from is None:
             return None
         state, embedded = self._think(module, z_t, draw.t, context, draw.warm_depth)
-        back = (draw.warm_from - draw.t).view(-1, 1, 1, 1) * module.readout(state, embedded)
-        state, _ = self._think(module, (z_t + back).to(z_t.dtype), draw.warm_from, context, draw.warm_depth)
+        velocity = module.readout(state, embedded).to(z_t.dtype)
+        data = velocity_to_data(z_t, velocity, draw.t)
+        noisier = interpolate(data, data + velocity if draw.warm_noise is None else draw.warm_noise, draw.warm_from).z_t
+        state, _ = self._think(module, noisier, draw.warm_from, context, draw.warm_depth)
         torch.clear_autocast_cache()  # as in Generator.iterate: these casts of the weights have no graph
         return state
 
