@@ -44,12 +44,13 @@ class Scale(NamedTuple):
     last: float
     low: float
     high: float
+    end: float  # the last x that there is; `last` is one more where that is the first too
 
     @classmethod
     def around(cls, points: Sequence[tuple[float, float]], threshold: float | None = None) -> Scale:
         xs, ys = [x for x, _ in points], [y for _, y in points if y > 0] + ([threshold] if threshold else [])
         low, high = (min(ys), max(ys)) if ys else (0.1, 1.0)
-        return cls(min(xs), max(max(xs), min(xs) + 1), low * 0.8, high * 1.25)
+        return cls(min(xs), max(max(xs), min(xs) + 1), low * 0.8, high * 1.25, max(xs))
 
     def x(self, value: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (value - self.first) / (self.last - self.first)
@@ -64,7 +65,7 @@ class Scale(NamedTuple):
         grid = "".join(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>' for _, y in rows)
         numbers = "".join(f'<text x="{LEFT - 6}" y="{y:.1f}" dy=".35em" text-anchor="end">{tick:g}</text>' for tick, y in rows)
         ends = "".join(f'<text x="{self.x(x):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="{anchor}">{x:,.0f}</text>'
-                       for x, anchor in ((self.first, "start"), (self.last, "end")))
+                       for x, anchor in ((self.first, "start"), (self.end, "end")) if anchor == "start" or x != self.first)
         return grid + numbers + ends
 
     def _levels(self) -> list[float]:

@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
+from iris.sampling import MAX_AUTOMATIC
 from iris.text import clean_prompt
 
 MAX_SEED = 2**31 - 1
@@ -73,8 +74,8 @@ class GenerationRequest:
 
     @property
     def max_core_passes(self) -> int:
-        """The most core passes this request can spend; automatic depth is bounded by the slider's end."""
-        iterations = ITERATIONS[1] if self.num_iterations == "auto" else int(self.num_iterations)
+        """The most core passes this request can spend."""
+        iterations = MAX_AUTOMATIC if self.num_iterations == "auto" else int(self.num_iterations)
         return self.num_steps * iterations * self.guidance_factor
 
 

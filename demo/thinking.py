@@ -207,7 +207,7 @@ def convergence_svg(thought: Thought) -> str:
 
     chart = line_chart(lines, f"Change of the state by iteration; automatic depth stopped at {stopped}", "iteration", "largest change of a token", thought.threshold, cursor)
     return (f'<figure class="curve">{chart}<figcaption>How far each turn still moves the state<small>one line a step, the chosen one strong; '
-            f"dots: where automatic stops, below {thought.threshold:g} (iterations {stopped})</small></figcaption></figure>")
+            f"dots: after how many iterations automatic depth went on ({stopped}), below {thought.threshold:g} in a drawing of its own</small></figcaption></figure>")
 
 
 def heat_frame(picture: np.ndarray, change: np.ndarray) -> np.ndarray:

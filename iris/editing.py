@@ -8,7 +8,7 @@ source's own path. `flow_edit` moves a picture along the difference of two promp
     picture = finish(image_to_image(pipe, source, "a blue star", strength=0.6, seed=1)).images[0]
 
 `settings` are the pipeline's own arguments: negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler,
-carry_state, timestep_shift. What is transparent in a picture lies on white, as in training.
+carry_state, timestep_shift. A picture is taken as it lies in its file, not turned as its EXIF says. What is transparent in a picture lies on white, as in training.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def flow_edit(pipe: IRISPipeline, image: Image.Image, source_prompt: str, prompt
             edited = edited + (times[index + 1] - times[index]) * pull
             yield SampleStep(index + 1, count, float(times[index + 1]), edited, edited)
 
-    yield from _watch(pipe, request, target, steps, {"edit": "prompt-to-prompt", "strength": strength, "source_prompt": source_prompt})
+    yield from _watch(pipe, request, target, steps, {"edit": "prompt-to-prompt", "strength": strength, "source_prompt": source_prompt, "source_guidance": told["guidance_scale"]})
 
 
 def interpolation(pipe: IRISPipeline, prompt: str, other_prompt: str | None = None, seed: int = 0, other_seed: int | None = None, frames: int = 8,
@@ -137,8 +137,10 @@ def interpolation(pipe: IRISPipeline, prompt: str, other_prompt: str | None = No
 
     Noise goes along the great circle (slerp), which keeps its norm; keys, values and the weight of every text token go straight.
     """
-    if isinstance(frames, bool) or not isinstance(frames, int) or not 2 <= frames <= MAX_FRAMES:
+    if isinstance(frames, bool) or not isinstance(frames, (int, np.integer)) or not 2 <= frames <= MAX_FRAMES:
         raise EditError(f"frames is {shortened(frames)}; use a whole number from 2 to {MAX_FRAMES}.")
+    if settings.get("num_images", 1) != 1:
+        raise EditError("num_images is no setting of an interpolation; it draws `frames` pictures.")
     ends = [prompt, prompt if other_prompt is None else other_prompt]
     request, velocity, noise = _open(pipe, ends, {**settings, "seed": [seed, seed if other_seed is None else other_seed]})
     where = torch.linspace(0, 1, frames, device=pipe.device)
@@ -162,6 +164,10 @@ def extend(image: Image.Image, margins: tuple[float, float, float, float], size:
     margins: room to add left, above, right and below, each from 0 to 2, in parts of the picture's side. Picture and room are
     scaled together to fit `size` x `size` (shorter sides get more room); the picture's edge is drawn out as a first guess.
     """
+    if not isinstance(image, Image.Image) or image.width != image.height:
+        raise EditError("there is no square picture to extend; cut its middle out first." if isinstance(image, Image.Image) else "there is no picture to extend; give one.")
+    if len(margins) != 4:
+        raise EditError(f"margins are {shortened(margins)}; use four numbers, for left, above, right and below.")
     left, top, right, bottom = (_share("margin", margin, 2.0) for margin in margins)
     width, height = 1 + left + right, 1 + top + bottom
     longest = max(width, height)
@@ -258,7 +264,7 @@ def _watch(pipe: IRISPipeline, request: Any, velocity: GuidedVelocity, begin: Ca
 
 
 def _share(name: str, value: object, most: float = 1.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value <= most:
         raise EditError(f"{name} is {shortened(value)}; use a number from 0 to {most:g}.")
     return float(value)
 
@@ -273,10 +279,11 @@ def _source(pipe: IRISPipeline, image: object) -> Image.Image:
 
 def _mask(mask: Image.Image | np.ndarray, source: Image.Image) -> np.ndarray:
     """bool [H, W], true where to draw."""
-    values = np.asarray(mask.convert("L")) >= 128 if isinstance(mask, Image.Image) else np.asarray(mask)
+    values = np.asarray(opaque(mask, (0, 0, 0)).convert("L")) if isinstance(mask, Image.Image) else np.asarray(mask)
+    if values.dtype != bool:
+        values = values >= (128 if values.max(initial=0) > 1 else 0.5)  # 0 to 255, or 0 to 1
     if values.shape != (source.height, source.width):
         raise EditError(f"the mask is {' x '.join(map(str, values.shape[::-1]))}; it must be {source.width} x {source.height} like the picture.")
-    values = values.astype(bool)
     if not values.any():
         raise EditError("the mask is empty; mark the part that should be drawn anew.")
     if values.all():

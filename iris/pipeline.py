@@ -125,6 +125,12 @@ def _number(name: str, value: object, kind: type, other: str = "") -> Any:
     return kind(value)
 
 
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise SamplingError(f"{name} is {shortened(value)}; use True or False.")
+    return bool(value)
+
+
 def _seed(value: object) -> int:
     whole = isinstance(value, (int, np.integer)) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or not 0 <= value <= MAX_SEED:
@@ -171,7 +177,8 @@ class IRISPipeline:
         return next(self.generator.parameters()).device
 
     def to(self, device: torch.device | str) -> IRISPipeline:
-        """Move every part; returns the pipeline."""
+        """Move every part; returns the pipeline. It stays in fp32: for half precision draw within torch.autocast."""
+        device = torch.device(device)
         self.autoencoder.to(device)
         self.generator.to(device)
         self.text_encoder = self.text_encoder.to(device)
@@ -189,7 +196,8 @@ class IRISPipeline:
         seed: one number (image k of a prompt takes seed + k), one a picture, or None for random ones, which the result
         names. num_iterations: 1 to 64 or "auto"; max_core_passes bounds what "auto" spends on a picture over all steps.
         A negative_prompt needs guidance. carry_state: each step's core starts from the last one's state. timestep_shift: below 1 the steps are finer near the finished
-        picture, above 1 near noise. Raises PromptError or SamplingError with one sentence.
+        picture, above 1 near noise. A prompt is read up to config.text.max_tokens; `unread` tells what is beyond. Raises PromptError or SamplingError with one
+        sentence.
         """
         request = self._request(prompt, negative_prompt, num_steps, num_iterations, guidance_scale, seed, num_images, sampler, carry_state,
                                 max_core_passes, timestep_shift)
@@ -240,7 +248,7 @@ class IRISPipeline:
             _number("num_steps", self.defaults.num_steps if num_steps is None else num_steps, int),
             "auto" if depth == "auto" else _number("num_iterations", depth, int, "auto"),
             scale, name,
-            self.defaults.carries(name) if carry_state is None else bool(carry_state),
+            self.defaults.carries(name) if carry_state is None else _switch("carry_state", carry_state),
             None if max_core_passes is None else _number("max_core_passes", max_core_passes, int),
             _number("timestep_shift", self.defaults.timestep_shift if timestep_shift is None else timestep_shift, float))
 
@@ -254,6 +262,10 @@ class IRISPipeline:
             return [_seed(value) for value in seed]
         first = _seed(seed)
         return [(first + index % per_prompt) % (MAX_SEED + 1) for index in range(pictures)]
+
+    def unread(self, prompt: str) -> str:
+        """The end of a prompt that the text encoder does not read, for it takes config.text.max_tokens; "" of one that it reads whole."""
+        return self.text_encoder.unread(clean_prompt(prompt))
 
     def contexts(self, prompts: list[str], negative_prompt: str | None = None) -> tuple[TextContext, TextContext]:
         """The context of the prompts and the one guidance steers away from: the null caption, or a negative prompt."""

@@ -27,7 +27,7 @@ def clean_prompt(prompt: object) -> str:
 
 def clean_negative_prompt(prompt: object) -> str | None:
     """The same for what guidance steers away from; None where nothing is said, which is the null caption and not an empty one."""
-    return (clean_prompt(prompt) or None) if prompt else None
+    return None if prompt is None else clean_prompt(prompt) or None
 
 
 def without_control(text: str) -> str:
@@ -38,7 +38,10 @@ def without_control(text: str) -> str:
 
 # Characters whose Unicode name would mislead: there "black" and "white" mean filled and outlined.
 _EMOJI_WORDS = {
-    "\u2600": "sun", "\u260e": "telephone", "\u2665": "red heart suit", "\u2660": "spade suit", "\u2663": "club suit",
+    "\u2600": "sun", "\u263a": "smiling face", "\u2639": "frowning face", "\u2705": "check mark button", "\u261d": "index pointing up",
+    "\U0001f446": "backhand index pointing up", "\U0001f447": "backhand index pointing down",
+    "\U0001f448": "backhand index pointing left", "\U0001f449": "backhand index pointing right",
+    "\u260e": "telephone", "\u2665": "red heart suit", "\u2660": "spade suit", "\u2663": "club suit",
     "\u2666": "red diamond suit", "\u2764": "red heart", "\u2b50": "star", "\u2712": "pen nib", "\u20e3": "keycap",
     "\u2605": "star", "\u2606": "star", "\u25cf": "circle", "\u25cb": "circle", "\u25a0": "square", "\u25a1": "square",
     "\u25b2": "triangle", "\u25b3": "triangle", "\u25c6": "diamond", "\u25c7": "diamond",

@@ -19,6 +19,7 @@ from iris.rng import rng_for
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Renoise = Callable[[int], Tensor]  # step -> new standard normal noise [B, C, h, w]
 NOISE, RENOISE = 0, 1  # purposes of the random streams of a seed
+MAX_AUTOMATIC = 16  # iterations at which "auto" ends in any case
 
 
 class SamplingError(ValueError):
@@ -81,7 +82,7 @@ class GuidedVelocity:
     """
 
     def __init__(self, generator: Generator, context: TextContext, null_context: TextContext | None = None, guidance_scale: float = 1.0,
-                 num_iterations: int | str = 8, min_iterations: int = 2, max_iterations: int = 16, threshold: float = 0.1,
+                 num_iterations: int | str = 8, min_iterations: int = 2, max_iterations: int = MAX_AUTOMATIC, threshold: float = 0.1,
                  carry_state: bool = False, state: Tensor | None = None, max_core_passes: int | None = None, num_calls: int = 1) -> None:
         self.generator = generator
         self.guided = guidance_scale != 1.0 and null_context is not None

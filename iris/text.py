@@ -76,6 +76,9 @@ class TextEncoder(Protocol):
     def encode(self, prompts: list[str]) -> TextCondition:
         """Token states of `prompts`, L = config.max_tokens, on the encoder's device, without gradient."""
 
+    def unread(self, prompt: str) -> str:
+        """The end of `prompt`, its emoji spelled, that is beyond config.max_tokens; "" where there is none."""
+
     def to(self, device: torch.device | str) -> TextEncoder:
         """Move the encoder; returns itself."""
 
@@ -118,6 +121,11 @@ class ToyTextEncoder:
             mask[row, : len(words)] = True
         return TextCondition(tokens.to(self.device), mask.to(self.device))
 
+    def unread(self, prompt: str) -> str:
+        text = _prepare([prompt])[0]
+        beyond = list(_TOY_WORD.finditer(text.casefold()))[self.config.max_tokens - 1:]
+        return text[beyond[0].start():] if beyond else ""
+
 
 @functools.lru_cache(maxsize=65536)
 def _word_vector(word: str, dim: int) -> Tensor:
@@ -156,6 +164,11 @@ class TransformersTextEncoder:
             rows = slice(start, min(start + _BATCH, len(texts)))
             tokens[rows], mask[rows] = self._encode_batch(texts[rows])
         return TextCondition(tokens, mask)
+
+    def unread(self, prompt: str) -> str:
+        text = _prepare([prompt])[0]
+        read = self.tokenizer.encode(text)
+        return text[max(end for _, end in read.offsets):].strip() if read.overflowing else ""
 
     @torch.no_grad()
     def _encode_batch(self, texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -172,6 +172,11 @@ def test_any_points_make_a_chart_of_finite_numbers(points: list[tuple[float, flo
     assert bool(drawn) == bool(points)
 
 
+def test_a_chart_of_one_point_names_its_one_place() -> None:
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", line_chart([Line([(1, 0.5)])], "a line", "x", "y"))
+    assert texts.count("1") >= 1 and "2" not in texts
+
+
 def test_ranges_are_those_of_the_weights(pipeline: IRISPipeline) -> None:
     page = ranges_html(pipeline)
     radii = [float(value) for layer in pipeline.generator.core.layers for value in layer.mixer.spatial.radii()]

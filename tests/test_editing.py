@@ -131,8 +131,19 @@ def test_the_network_sees_the_source_at_its_own_noise_level(pipeline: IRISPipeli
 
 def test_a_picture_may_be_its_own_mask_of_white(pipeline: IRISPipeline, source: Image.Image, mask: np.ndarray) -> None:
     painted = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
-    results = [finish(inpaint(pipeline, source, form, "a red circle", **SETTINGS)) for form in (painted, mask)]
-    assert np.array_equal(*map(pixels, results))
+    faint = np.where(mask, 250, 3).astype(np.uint8)
+    clear = Image.fromarray(np.dstack([np.full((*mask.shape, 3), 255), np.where(mask, 255, 0)]).astype(np.uint8))  # white everywhere, seen in the mask alone
+    forms = (mask, painted, faint, Image.fromarray(faint), mask.astype(np.uint8), mask.astype(np.float32), clear)
+    first, *others = (pixels(finish(inpaint(pipeline, source, form, "a red circle", **SETTINGS))) for form in forms)
+    assert all(np.array_equal(first, other) for other in others)
+
+
+def test_a_grey_picture_of_16_bits_is_what_its_8_bits_are(pipeline: IRISPipeline) -> None:
+    ramp = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
+    deep, plain = Image.fromarray(ramp), Image.fromarray((ramp * (255 / 65535)).round().astype(np.uint8))
+    assert deep.mode == "I;16"
+    torch.testing.assert_close(pipeline.encode(deep), pipeline.encode(plain))
+    assert np.array_equal(*(pixels(finish(image_to_image(pipeline, picture, "a star", 0.5, **SETTINGS))) for picture in (deep, plain)))
 
 
 @pytest.mark.parametrize("margins", [(0.5, 0.5, 0.5, 0.5), (0, 0, 1, 0), (0.25, 0, 0, 0), (0, 2, 0, 0)])
@@ -222,7 +233,7 @@ def test_a_key_of_half_the_weight_counts_half() -> None:
     ({"strength": 1.5}, "strength is 1.5"), ({"strength": math.nan}, "strength is nan"), ({"strength": "0.5"}, "strength is '0.5'"),
     ({"strength": True}, "strength is True"), ({"image": None}, "no picture"), ({"image": Image.new("RGB", (50, 32))}, "50 x 32"),
     ({"mask": np.zeros((32, 32), bool)}, "mask is empty"), ({"mask": np.ones((32, 32), bool)}, "whole picture"),
-    ({"mask": np.ones((16, 32), bool)}, "mask is 32 x 16"), ({"num_steps": 0}, "num_steps is 0"), ({"speed": 3}, "speed is no setting"),
+    ({"mask": np.ones((16, 32), bool)}, "mask is 32 x 16"), ({"carry_state": "no"}, "carry_state is 'no'; use True or False"), ({"num_steps": 0}, "num_steps is 0"), ({"speed": 3}, "speed is no setting"),
 ])
 def test_a_bad_argument_gets_one_sentence(pipeline: IRISPipeline, source: Image.Image, mask: np.ndarray, change: dict, said: str) -> None:
     with pytest.raises((EditError, SamplingError), match=said) as refused:
@@ -233,7 +244,10 @@ def test_a_bad_argument_gets_one_sentence(pipeline: IRISPipeline, source: Image.
 @pytest.mark.parametrize(("call", "said"), [
     (lambda pipe: interpolation(pipe, "a", frames=1), "frames is 1"), (lambda pipe: interpolation(pipe, "a", frames=2.5), "frames is 2.5"),
     (lambda pipe: interpolation(pipe, "a", seed=-1), "seed is -1"), (lambda pipe: iter([extend(Image.new("RGB", (8, 8)), (0, 0, 0, 0), 8)]), "no side has room"),
-    (lambda pipe: iter([extend(Image.new("RGB", (8, 8)), (3, 0, 0, 0), 8)]), "margin is 3"),
+    (lambda pipe: iter([extend(Image.new("RGB", (8, 8)), (3, 0, 0, 0), 8)]), "margin is 3"), (lambda pipe: iter([extend(None, (1, 0, 0, 0), 8)]), "no picture to extend"),
+    (lambda pipe: iter([extend(Image.new("RGB", (8, 4)), (1, 0, 0, 0), 8)]), "no square picture"),
+    (lambda pipe: iter([extend(Image.new("RGB", (8, 8)), (1, 0, 0), 8)]), "use four numbers"),
+    (lambda pipe: interpolation(pipe, "a", num_images=2), "num_images is no setting of an interpolation"),
 ])
 def test_other_bad_arguments_too(pipeline: IRISPipeline, call, said: str) -> None:
     with pytest.raises((EditError, SamplingError), match=said):

@@ -63,6 +63,12 @@ def test_automatic_depth_stops_where_the_models_own_threshold_says(pipeline: IRI
     assert spent[0] == [2, 2, 2] and spent[2] == [16, 16, 16] and 6 < sum(spent[1]) < 48
 
 
+def test_another_type_of_number_is_refused_before_anything_is_moved(pipeline: IRISPipeline) -> None:
+    with pytest.raises(TypeError):
+        pipeline.to(torch.float16)
+    assert {parameter.dtype for part in (pipeline.autoencoder, pipeline.generator) for parameter in part.parameters()} == {torch.float32}
+
+
 def test_a_folder_without_a_generator_is_refused(pipeline: IRISPipeline, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "stage-1", pipeline.config.to_dict(), state_dicts(autoencoder=pipeline.autoencoder))
     with pytest.raises(CheckpointError, match="holds autoencoder; a pipeline needs"):

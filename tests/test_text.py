@@ -81,6 +81,8 @@ def test_cleaning_and_spelling_are_idempotent_and_encodable(text: str) -> None:
         ("a 🎃 on a table", "a jack-o-lantern on a table"),
         ("🐱🐶", "cat face dog face"),
         ("❤️", "red heart"),
+        ("☺ ☹ ✅", "smiling face frowning face check mark button"),
+        ("☝👆👇👈👉", "index pointing up backhand index pointing up backhand index pointing down backhand index pointing left backhand index pointing right"),
         ("👍🏽", "thumbs up sign medium skin tone"),
         ("👩‍🚀!", "woman rocket !"),
         ("1️⃣", "1 keycap"),
@@ -159,6 +161,19 @@ def test_states_have_the_configured_shape_and_silent_padding(encoder: TextEncode
     assert (condition.tokens[~condition.mask] == 0).all() and (condition.tokens[condition.mask] != 0).any(dim=-1).all()
     assert not condition.tokens.requires_grad and not condition.tokens.is_inference()
     assert encoder.encode([]).tokens.shape == (0, config.max_tokens, config.dim)
+
+
+def test_what_is_beyond_the_last_token_is_told(encoder: TextEncoder) -> None:
+    """Without it the states are the same, and a word less changes them; a short prompt is read whole."""
+    words = ["a", "red", "circle", "and", "a", "blue", "star"] * 12
+    prompt = " ".join(words)
+    beyond = encoder.unread(prompt)
+    read = prompt.removesuffix(beyond).strip()
+    assert beyond and prompt.endswith(beyond) and encoder.unread("") == encoder.unread("a red circle") == encoder.unread(read) == ""
+    whole, same, less = encoder.encode([prompt, read, read.rpartition(" ")[0]]).tokens
+    if prompt[len(read)] == " ":  # a tokenizer of letters may cut within a word
+        assert torch.equal(whole, same)
+    assert not torch.equal(whole, less)
 
 
 def test_a_prompts_states_do_not_depend_on_its_batch(encoder: TextEncoder) -> None:

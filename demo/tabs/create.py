@@ -94,7 +94,7 @@ def build_tab(model: LoadedModel) -> CreateTab:
     request = [prompt, settings.negative, settings.seed, settings.steps, settings.iterations, settings.auto, settings.guidance]
     state = [prompt, *settings.components, images]
 
-    draw = _draw_event(stream)
+    draw = _draw_event(model, stream)
     inputs = [*request, settings.randomise, images, watch, visit]
     outputs = [picture, status, settings.seed, save, edit, visit, chosen, gallery, shelf]
     start = partial(gr.on, [prompt.submit, go.click])
@@ -132,7 +132,7 @@ def _restoring() -> tuple[gr.Button, gr.File]:
 # --- drawing -------------------------------------------------------------------------------------------------------
 
 
-def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
+def _draw_event(model: LoadedModel, stream: Stream) -> Callable[..., Iterator[tuple]]:
     """The page's own event: settings -> picture, status, seed, download, edit, visit, chosen, gallery and its shelf, after every step."""
 
     @sentences
@@ -145,6 +145,7 @@ def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
             prompt, negative_prompt, None if randomise else seed, num_steps, "auto" if auto else num_iterations, guidance_scale,
         ).with_seed()
         nothing = gr.skip()
+        beyond = len(model.pipeline.unread(first.prompt).split())
         told = status_html("Reading the prompt", [f"seed {first.seed}"], 0.0)
         # A seed that was typed stays as it is: by now another one may stand there, for the next picture.
         yield nothing, told, first.seed if randomise or seed is None else nothing, *[nothing] * 6  # until there is a preview, the picture before it is on show, with its buttons
@@ -153,7 +154,7 @@ def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
             request = replace(first, seed=(first.seed + index) % (MAX_SEED + 1))
             place = f"Picture {index + 1} of {images}: " if images > 1 else ""
             for moment in stream(request, bool(every_iteration)):
-                told = _status(request, moment, place)
+                told = _status(request, moment, place, beyond)
                 if not moment.finished:
                     forming = gr.update(value=cache_picture(moment.image), alt_text=first.prompt)
                     yield forming, told, nothing, *[gr.update(interactive=False)] * 2, nothing, None, *[nothing] * 2
@@ -168,11 +169,13 @@ def _draw_event(stream: Stream) -> Callable[..., Iterator[tuple]]:
     return draw
 
 
-def _status(request: GenerationRequest, moment: Progress, place: str = "") -> str:
-    """`Step 2 of 4` with what it has cost so far."""
+def _status(request: GenerationRequest, moment: Progress, place: str = "", beyond: int = 0) -> str:
+    """`Step 2 of 4` with what it has cost so far; `beyond` words of the prompt were too many to be read."""
     facts = [count(core_passes(request, moment.iterations), "core pass"), f"{moment.seconds:.1f} s", f"seed {request.seed}"]
     if request.negative_prompt and request.guidance_factor == 1:
         facts.append("negative prompt unused: guidance is 1")
+    if beyond:
+        facts.append(f"the last {count(beyond, 'word')} not read: the model takes no more")
     if moment.finished and request.num_iterations == "auto":
         facts.insert(0, "iterations " + " + ".join(map(str, moment.iterations)))
     headline = f"Done in {count(moment.num_steps, 'step')}" if moment.finished else f"Step {moment.step} of {moment.num_steps}"

@@ -88,7 +88,8 @@ def _to_pixels(image: Image.Image, size: int, background: tuple[int, int, int]) 
 
 
 def opaque(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """The picture in RGB; what is transparent lies on `background`."""
+    """The picture in RGB, 8 bits a channel; what is transparent lies on `background`."""
+    image = _eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
