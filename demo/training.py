@@ -37,6 +37,7 @@ MINUTES = (1.0, 120.0)
 MAX_PICTURES = 5_000  # more than some minutes can look at; encoding them would take longer than training
 AUTOENCODER_SHARE = 0.4  # of the minutes, when stage 1 is needed
 STAGES = ("autoencoder", "text-to-image")
+STOP_FILE = "stop"  # in a job's folder: it ends after its step
 CAPTIONS = "captions.json"
 _children: list[subprocess.Popen] = []
 
@@ -139,7 +140,10 @@ def stop_job(folder: Path) -> None:
         return
     at_once = state.status == "stopping"
     if not at_once:
+        (folder / STOP_FILE).touch()
         _write_state(folder, JobState("stopping", "Ending after this step, with the model as it is; Stop again ends at once, without one.", state.pid, state.started))
+        if os.name == "nt":  # there `terminate` kills
+            return
     with contextlib.suppress(psutil.Error):
         job = psutil.Process(state.pid)
         for process in [*(job.children(recursive=True) if at_once else []), job]:
@@ -234,5 +238,5 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     from iris.training.ending import end_when_told
 
-    end_when_told()
+    end_when_told(Path(sys.argv[1]).resolve() / STOP_FILE)
     main(Path(sys.argv[1]).resolve())

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from picture_samples import make_folder, number_of, picture
 
+from iris.config import preset
 from iris.data import DataError, ImageFolder, load_dataset_by_name
 from iris.data.base import fingerprint
+from iris.runs import RunError
+from iris.training.prepare import open_run, plan_training
 
 
 @pytest.mark.parametrize("captions", ["csv", "jsonl", "txt"])
@@ -78,6 +81,18 @@ def test_a_plain_csv_of_excel_a_class_of_zero_and_a_linked_picture_are_read(tmp_
     (root / "metadata.csv").unlink()
     (root / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"é{i}.png", "label": i % 2}) for i in range(20)))
     assert {e.captions for e in ImageFolder(root, 16, "all")} == {("a photo of a 0",), ("a photo of a 1",)}
+
+
+def test_a_run_goes_on_where_its_pictures_lie_at_another_place(tmp_path):
+    """Another machine mounts them elsewhere, under another name; other pictures are told by the fingerprint."""
+    here, there = make_folder(tmp_path / "content" / "pictures", 30), make_folder(tmp_path / "kaggle" / "input" / "mine", 30)
+    assert fingerprint(ImageFolder(here, 16)) == fingerprint(ImageFolder(there, 16)) != fingerprint(ImageFolder(make_folder(tmp_path / "other", 31), 16))
+    config, train = preset("nano"), plan_training(10, 0.0, 4, 1e-3)
+    with open_run(tmp_path / "run", config, train, f"folder:{here}*2+scenes") as run:
+        run.log(1, loss=0.5)
+    open_run(tmp_path / "run", config, train, f"folder:{there}*2+scenes").close()
+    with pytest.raises(RunError, match="it differs in data"):
+        open_run(tmp_path / "run", config, train, f"folder:{there}+scenes")
 
 
 def test_a_fingerprint_sees_every_word_of_a_large_folder(tmp_path):

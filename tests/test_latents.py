@@ -17,6 +17,7 @@ from iris.data.scenes import Scenes
 from iris.nn.autoencoder import WaveletVAE
 from iris.rng import rng_for
 from iris.text import load_text_encoder
+from iris.training import latents as latents_module
 from iris.training.batches import indices_of_step
 from iris.training.latents import captions_of_class, encode_dataset, written_captions
 
@@ -65,6 +66,19 @@ def test_encoding_once_is_encoding_each_time(tmp_path: Path, captions, captions_
         length = first.mask.shape[1]
         assert torch.equal(first.mask[rows], states.mask[found][:, :length]) and not states.mask[:, length:].any()
     assert first.mask[:, -1].any()  # no longer than the longest caption
+
+
+def test_a_cache_in_many_pieces_is_the_same_and_one_that_cannot_be_kept_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    autoencoder, text, scenes = WaveletVAE(NANO.autoencoder).eval(), load_text_encoder(NANO.text), Scenes(32, count=5)
+    monkeypatch.setattr(latents_module, "PIECE_BYTES", 2 * NANO.text.dim * NANO.text.max_tokens)
+    first, cached = (encode_dataset(autoencoder, text, scenes, folder=tmp_path / "cache") for _ in range(2))
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) > 3
+    assert all(torch.equal(getattr(first, field.name), getattr(cached, field.name)) for field in dataclasses.fields(first))
+    (tmp_path / "full").touch()
+    with pytest.warns(UserWarning, match="is not kept for the next time: "):
+        again = encode_dataset(autoencoder, text, scenes, folder=tmp_path / "full")
+    assert torch.equal(again.tokens, first.tokens)
 
 
 def _image(scenes: Scenes, index: int) -> Tensor:

@@ -52,12 +52,21 @@ def test_a_matrix_moves_alike_in_all_its_directions() -> None:
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e-12, 1e6])
 def test_the_size_of_a_gradient_does_not_change_its_direction_in_fp16(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clipped gradients are small: cast to fp16 as they are, most of their entries would be zero, and a step is always of full size."""
-    monkeypatch.setattr(optimizer_module, "_half_of", lambda device: torch.float16)
+    monkeypatch.setattr(optimizer_module, "_fastest_of", lambda device: torch.float16)
     stack = seeded(2, 24, 40)
     direction = optimizer_module.orthogonalize(size * stack).double()
     exact = torch.stack([u @ v for u, _, v in (torch.linalg.svd(matrix.double(), full_matrices=False) for matrix in stack)])
     assert torch.cosine_similarity(direction.flatten(1), exact.flatten(1)).min() > 0.97
     assert torch.equal(optimizer_module.orthogonalize(torch.zeros(1, 4, 6)), torch.zeros(1, 4, 6, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_a_cpu_without_units_for_bf16_is_not_asked_for_it(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would emulate them, at twenty times the cost of fp32."""
+    monkeypatch.setattr(optimizer_module, "cpu_computes_in_bf16", lambda: units)
+    direction = optimizer_module.orthogonalize(seeded(2, 24, 40))
+    assert direction.dtype == (torch.bfloat16 if units else torch.float32)
+    assert 0.6 < torch.linalg.svdvals(direction.float()).min() and torch.linalg.svdvals(direction.float()).max() < 1.3
 
 
 def test_saved_in_the_middle_it_goes_on_bitwise() -> None:

@@ -97,7 +97,9 @@ def test_one_spike_changes_nothing_and_the_next_step_is_taken(tmp_path: Path) ->
         if until == 8:
             assert same_state(state_at(tmp_path / "run", 7), state_at(tmp_path / "run", 8))
     assert not same_state(state_at(tmp_path / "run", 8), state_at(tmp_path / "run", 9), ("module",))
-    assert [row["skipped"] for row in read_metrics(tmp_path / "run")][-3:] == [0, 1, 1]
+    rows = read_metrics(tmp_path / "run")
+    assert [row["skipped"] for row in rows][-3:] == [0, 1, 1]
+    assert rows[-2]["loss"] is None and rows[-1]["loss"] < 10 * rows[-3]["loss"]  # what changed nothing is no part of the curve
 
 
 TROUBLES = {"spikes in a row": (range(12, 12 + PATIENCE), spike, 11 + PATIENCE), "nan in a row": (range(12, 12 + PATIENCE), not_a_number, 11 + PATIENCE),

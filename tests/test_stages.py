@@ -58,6 +58,7 @@ def test_every_stage_leaves_a_model_figures_and_a_summary(results: dict[int, Sta
     assert summary == {**summary, "stage": stage, "step": 6, "finished": True, "images_seen": 24, "examples": 16}
     assert math.isfinite(summary["held_out_loss"])
     rows = read_metrics(folder)
+    assert summary["best"] == min(({"step": row["step"], "held_out_loss": row["held_out_loss"]} for row in rows if "held_out_loss" in row), key=lambda best: best["held_out_loss"])
     assert [row["step"] for row in rows] == [2, 3, 4, 6] and all(math.isfinite(row["loss"]) for row in rows)
     assert [row["step"] for row in rows if "held_out_loss" in row] == [3, 6]
     if stage > 1:
@@ -204,6 +205,13 @@ def test_a_run_goes_on_with_the_autoencoder_and_the_pictures_it_began_with(resul
     with Run.open(root / "stage-2", TRAIN.recipe()) as run, pytest.raises(RunError, match=r"it differs in pictures\)"):
         stages.train_class_conditional(NANO, Scenes(32, count=17), DATA[1], TRAIN, run, results[1].pipeline_path)
     assert run_stage(2, root, results[1].pipeline_path).summary["finished"]
+
+
+def test_a_stages_end_is_in_the_mirror_before_its_run_is_closed(results: dict[int, StageResult], tmp_path: Path) -> None:
+    with Run.open(tmp_path / "here", TRAIN.recipe(), mirror=tmp_path / "drive") as run:
+        result = stages.train_class_conditional(NANO, *DATA, TRAIN, run, results[1].pipeline_path)
+        assert read_checkpoint(tmp_path / "drive" / "pipeline").config == read_checkpoint(result.pipeline_path).config
+        assert read_summary(tmp_path / "drive")["finished"]
 
 
 def test_a_run_is_of_one_stage_and_of_one_generator(results: dict[int, StageResult], tmp_path: Path) -> None:

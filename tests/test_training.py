@@ -251,6 +251,12 @@ def test_before_its_first_step_and_told_twice_a_training_ends_at_once(number: in
     assert first is None and second not in (None, 0)
 
 
+def test_a_file_asks_too_where_signals_cannot(tmp_path: Path) -> None:
+    code = (f"from pathlib import Path; from iris.training.ending import *; file = Path({str(tmp_path / 'stop')!r}); end_when_told(file); "
+            "before = told_to_end(); file.touch(); raise SystemExit(0 if told_to_end() and not before else 1)")
+    subprocess.run([sys.executable, "-c", code], env=subprocess_environment(), check=True, timeout=60)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 def test_a_command_that_is_told_to_end_leaves_a_model_and_goes_on_when_given_again(stage_1: Path, tmp_path: Path) -> None:

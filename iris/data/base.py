@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -46,12 +47,17 @@ class ImageDataset(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+def placeless(source: str) -> str:
+    """`folder:/content/pictures*2+scenes` -> `folder*2+scenes`: the same pictures lie elsewhere, under another name, on another machine."""
+    return re.sub(r"\b(folder|webdataset):[^+*]+", r"\1", source)
+
+
 def fingerprint(dataset: ImageDataset, most: int = 2000) -> str:
     """Sixteen hex digits of what a data set holds: name, length, and the key, captions and pixels of at most `most` pictures, evenly spread;
 
     where the words are at hand (`told`, see PictureSet), all of them. Up to that size no change of a picture or a word goes unseen.
     """
-    digest = hashlib.sha256(f"{dataset.name} {len(dataset)}".encode())
+    digest = hashlib.sha256(f"{placeless(dataset.name)} {len(dataset)}".encode())
     for part in getattr(dataset, "parts", (dataset,)):
         if hasattr(part, "told"):
             digest.update(repr(part.told).encode())

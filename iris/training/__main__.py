@@ -74,9 +74,11 @@ def _loss_options(stage: Stage, **said: float | str | None) -> dict[str, float |
 def _told(result: stages.StageResult) -> str:
     """How a stage ended, in words."""
     told = result.summary
-    by = "as asked" if told_to_end() else "by the clock"
-    ended = f"Trained {told['step']:,} steps" if told["finished"] else f"Stopped {by} after {told['step']:,} steps; the same command goes on"
+    why, how = ("as asked", "the same command goes on") if told_to_end() else ("by the clock", "with more --minutes the same command goes on")
+    ended = f"Trained {told['step']:,} steps" if told["finished"] else f"Stopped {why} after {told['step']:,} steps; {how}"
     loss = "" if told["held_out_loss"] is None else f" Held-out loss {told['held_out_loss']:.4f}."
+    if (best := told["best"]) and best["held_out_loss"] < told["held_out_loss"]:
+        loss = f"{loss[:-1]}, lowest {best['held_out_loss']:.4f} at step {best['step']:,}."
     psnr = f" Held-out pictures are rebuilt at {told['held_out_psnr']:.1f} dB." if "held_out_psnr" in told else ""
     return f"{ended}, {told['minutes']:.1f} minutes.{loss}{psnr} The model is in {result.pipeline_path}."
 

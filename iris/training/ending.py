@@ -10,13 +10,19 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 _training, _asked = threading.Event(), threading.Event()
+_files: list[Path] = []
 
 
-def end_when_told() -> None:
-    """From now on the first SIGTERM or Ctrl-C asks a training for its end, and the second one ends the process at once. For a process's main thread."""
+def end_when_told(file: Path | None = None) -> None:
+    """From now on the first SIGTERM or Ctrl-C asks a training for its end, and the second one ends the process at once. For a process's main thread.
+
+    file: whoever makes it asks too. On Windows a process cannot be sent a signal that it may answer.
+    """
+    _files[:] = [] if file is None else [file]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _note)
 
@@ -33,7 +39,7 @@ def training_goes_on() -> Iterator[None]:
 
 def told_to_end() -> bool:
     """Whether this process was asked to end its training."""
-    return _asked.is_set()
+    return _asked.is_set() or any(file.exists() for file in _files)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -6,13 +6,13 @@ The generator then trains without the autoencoder and the text encoder, which wo
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from iris.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -21,8 +21,11 @@ from iris.nn.autoencoder import WaveletVAE
 from iris.rng import rng_for
 from iris.text import TextEncoder
 from iris.training.batches import LatentDataset, to_images
+from iris.training.loop import join_processes
 
 PHRASING = 12  # purpose of the random stream that chooses phrasings
+PARTS = ("latents", "tokens", "mask", "captions")
+PIECE_BYTES = 1 << 28
 Captions = Callable[[Example], tuple[str, ...]]
 
 
@@ -42,20 +45,37 @@ def encode_dataset(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: 
 
     At most `captions_per_image` phrasings are kept of each: the first, and others drawn by the example's index.
     """
-    key = {"data": fingerprint(dataset), "captions": f"{captions.__name__}:{captions_per_image}", "text": repr(text_encoder.config),
+    key = {"layout": "pieces", "data": fingerprint(dataset), "captions": f"{captions.__name__}:{captions_per_image}", "text": repr(text_encoder.config),
            "autoencoder": weights_digest(autoencoder)}
     if folder is not None and (folder / "config.json").exists():
         try:
             stored = read_checkpoint(folder)
             if stored.config == key:
-                return LatentDataset(**stored.tensors["dataset"])
+                return _from_pieces(stored.tensors["dataset"])
         except CheckpointError:
             pass  # a damaged cache is made again
     result = _encode(autoencoder, text_encoder, dataset, lambda index, example: _choose(captions(example), captions_per_image, index), batch_size)
     if folder is not None:
-        tensors = {name: getattr(result, name) for name in ("latents", "tokens", "mask", "captions")}
-        write_checkpoint(folder, key, {"dataset": tensors}, shard_bytes=1 << 30)
+        try:
+            write_checkpoint(folder, key, {"dataset": _in_pieces(result)}, shard_bytes=PIECE_BYTES)
+        except CheckpointError as error:
+            if join_processes().num_processes > 1:  # the others read it
+                raise
+            warnings.warn(f"What was encoded is not kept for the next time: {error}", stacklevel=2)
     return result
+
+
+def _in_pieces(dataset: LatentDataset) -> dict[str, torch.Tensor]:
+    """Its tensors in pieces of rows: a save copies what it writes some times over, and text states can fill a machine's memory."""
+    tensors = {name: getattr(dataset, name) for name in PARTS}
+    return {f"{name}.{number:05d}": piece for name, tensor in tensors.items()
+            for number, piece in enumerate(tensor.split(max(1, PIECE_BYTES // max(1, tensor[0].nbytes))))}
+
+
+def _from_pieces(stored: dict[str, torch.Tensor]) -> LatentDataset:
+    """The inverse of `_in_pieces`."""
+    pieces = {name: [stored[key] for key in sorted(stored) if key.startswith(f"{name}.")] for name in PARTS}
+    return LatentDataset(**{name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in pieces.items()})
 
 
 def _choose(phrasings: tuple[str, ...], count: int, index: int) -> tuple[str, ...]:
@@ -99,5 +119,14 @@ def _encode_captions(text_encoder: TextEncoder, captions: list[str], batch_size:
         tokens.append(condition.tokens[:, :longest].half().cpu())
         masks.append(condition.mask[:, :longest].cpu())
     longest = max(mask.shape[1] for mask in masks)
-    return (torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in tokens]),
-            torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in masks]))
+    return _stacked(tokens, longest), _stacked(masks, longest)
+
+
+def _stacked(parts: list[torch.Tensor], longest: int) -> torch.Tensor:
+    """[N, longest, ...] of parts [n, up to longest, ...], with zeros behind; `parts` is spent, so that nothing lies in memory three times."""
+    whole, end = parts[0].new_zeros(sum(map(len, parts)), longest, *parts[0].shape[2:]), sum(map(len, parts))
+    while parts:
+        part = parts.pop()
+        whole[end - len(part): end, : part.shape[1]] = part
+        end -= len(part)
+    return whole

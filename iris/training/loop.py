@@ -39,7 +39,7 @@ from iris.training.batches import each_tensor
 from iris.training.ending import told_to_end, training_goes_on
 from iris.training.guard import Guard, TrainingError
 from iris.training.losses import T_BINS, LossOutput
-from iris.training.optimizer import OPTIMIZERS, build_optimizer
+from iris.training.optimizer import OPTIMIZERS, build_optimizer, cpu_computes_in_bf16
 
 DRAW, HELD_OUT = 20, 21  # purposes of the random streams of a training seed
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
@@ -116,12 +116,6 @@ class FitResult:
     step: int
     seconds: float
     finished: bool
-
-
-def cpu_computes_in_bf16() -> bool:
-    """Whether this CPU multiplies in bf16 (AVX512-BF16 or AMX), two to eight times as fast as in fp32; others emulate it, slowly."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def accelerate_precision(precision: str) -> str:
@@ -342,6 +336,7 @@ class _Session:
             self.guard.accept(unweighted)
         else:
             self.skipped += 1
+            output, mean = output.without_numbers(), math.nan
             if (self.guard.refuse() and self.run is not None) or broken:
                 self.roll_back()
         return replace(output, loss=torch.tensor(mean)), norm  # what is logged is the whole batch's
@@ -433,8 +428,8 @@ def fit(module: nn.Module, batches: Callable[[int], Any], loss: Any, train: Trai
             if keep or time.monotonic() - saved > train.checkpoint_seconds:
                 session.save()
                 saved = time.monotonic()
-    if session.step > 0 and session.seconds > before:
-        session.save()
+        if session.step > 0 and session.seconds > before:
+            session.save()
     session.accelerator.wait_for_everyone()
     averaged = session.average.module if session.step else session.module
     return FitResult(averaged.eval(), session.step, session.seconds, session.step >= train.train_steps)

@@ -37,6 +37,11 @@ class LossOutput:
     logs: dict[str, Tensor] = field(default_factory=dict)
     groups: dict[str, Tensor] = field(default_factory=dict)
 
+    def without_numbers(self) -> LossOutput:
+        """Of a step that was refused: it changed nothing, so it counts for no mean."""
+        nothing = {name: torch.full_like(value, math.nan) for name, value in self.logs.items()}
+        return LossOutput(torch.full_like(self.loss.detach(), math.nan), torch.full_like(self.per_sample, math.nan), nothing, self.groups)
+
 
 def sample_depth(rng: torch.Generator, mean_iterations: int, spread: float = 0.5) -> int:
     """Random depth: Poisson(rate) + 1 with rate ~ LogNormal(ln mean - spread^2 / 2, spread), at most 4 x mean.
@@ -170,7 +175,7 @@ class RectifiedFlowLoss:
         self.weighting, self.random_depth = weighting, random_depth
         self.exit_weight, self.warm_start = exit_weight, warm_start
         self.free_from, self.coarse_until = free_from, coarse_until
-        self.at_step(0)
+        RectifiedFlowLoss.at_step(self, 0)
 
     def at_step(self, step: int | None) -> None:
         """Called by the loop before each draw; None: held-out data, drawn at every level of noise and the full depth throughout."""

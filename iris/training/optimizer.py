@@ -20,20 +20,28 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, five times, bring
 ADAPTIVE = ("position", "output")  # matrices by name that are not of a hidden layer: AdamW's, as Muon's authors advise
 
 
-def _half_of(device: torch.device) -> torch.dtype:
-    """The 16-bit float that a device computes in."""
-    return torch.float16 if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else torch.bfloat16
+def cpu_computes_in_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 (AVX512-BF16 or AMX), two to eight times as fast as in fp32; others emulate it, slowly."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def _fastest_of(device: torch.device) -> torch.dtype:
+    """The float that a device computes fastest in: of 16 bits, but for a CPU that would emulate it, at twenty times fp32's cost."""
+    if device.type == "cuda":
+        return torch.float16 if torch.cuda.get_device_capability(device) < (8, 0) else torch.bfloat16
+    return torch.bfloat16 if cpu_computes_in_bf16() else torch.float32
 
 
 def orthogonalize(stack: Tensor, steps: int = 5) -> Tensor:
     """U V^T of each matrix U S V^T of a stack [k, m, n], nearly: singular values from about 3e-3 of the norm on end between 0.7 and 1.2, smaller ones
     below.
 
-    In bf16, as its authors do, but in fp16 on a GPU that has no units for bf16, such as a T4. The norm is made one before that:
+    In bf16, as its authors do, but in fp16 on a GPU that has no units for bf16, such as a T4, and in fp32 on a CPU without. The norm is made one before that:
     clipped gradients are small, and half of a matrix's entries would be zero in fp16.
     """
     x = stack.mT if stack.shape[1] > stack.shape[2] else stack
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)).to(_half_of(stack.device))
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)).to(_fastest_of(stack.device))
     a, b, c = NEWTON_SCHULZ
     for _ in range(steps):
         gram = x @ x.mT

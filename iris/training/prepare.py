@@ -11,6 +11,7 @@ from typing import Any
 from iris.checkpoint import CheckpointError, read_checkpoint, resolve_folder
 from iris.config import ConfigError, IRISConfig, changed, preset
 from iris.data import ImageDataset, load_dataset_by_name
+from iris.data.base import placeless
 from iris.places import CLONE, find_model, is_of_a_stage, mirror_of
 from iris.runs import METRICS_FILE, Run, RunError, newest_step
 from iris.training.loop import OnLog, TrainConfig
@@ -65,7 +66,8 @@ def open_run(folder: str | Path, config: IRISConfig, train: TrainConfig, data: s
     mirror: a second folder to keep a copy in. Without one the environment variable IRIS_MIRROR (a mounted Drive, say) gives
     each run a folder of its own there, so that notebooks need no further parameter.
     """
-    decides: dict[str, Any] = {"model": config.to_dict(), "data": data, "recipe": train.recipe()}
+    # That pictures at another place are the same ones, the stage makes sure of (`Run.settle`).
+    decides: dict[str, Any] = {"model": config.to_dict(), "data": placeless(data), "recipe": train.recipe()}
     if loss_options:
         decides["loss"] = loss_options
     mirror = mirror or mirror_of(folder) or ""

@@ -22,6 +22,7 @@ from iris.pipeline import SamplingDefaults, state_dicts
 from iris.runs import Run
 from iris.text import load_text_encoder
 from iris.training.batches import ImageBatches, LatentBatches, LatentDataset, to_images
+from iris.training.ending import training_goes_on
 from iris.training.latents import Captions, captions_of_class, encode_dataset, weights_digest, written_captions
 from iris.training.loop import FitResult, OnLog, TrainConfig, compile_blocks, fit, join_processes
 from iris.training.losses import ConsistencyLoss, ReconstructionLoss, RectifiedFlowLoss
@@ -266,16 +267,19 @@ def _finish(stage: int, run: Run, config: IRISConfig, train: TrainConfig, result
             loss_options: dict[str, Any] | None = None, student_init: str | Path | None = None) -> StageResult:
     """Write RUN/pipeline and RUN/summary.json (the first process does); the metadata tell the recipe and its `loss_options`."""
     rows = run.metrics()
-    held_out = [row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None]
+    held_out = [{"step": row["step"], "held_out_loss": row["held_out_loss"]} for row in rows if row.get("held_out_loss") is not None]
     defaults = defaults or SamplingDefaults(num_iterations=config.generator.mean_iterations)
     lineage = _lineage(init) | ({"before": []} if stage == 1 else {})  # an autoencoder has no part in a generator's trainings
     if student_init:  # it has seen what its first teacher has, which need not be this one
         lineage["before"] += [part for part in _lineage(student_init)["before"] if part not in lineage["before"]]
     training = {"stage": stage, "data": data.name, "examples": len(data), "step": result.step, "minutes": result.seconds / 60,
                 "finished": result.finished, "images_seen": result.step * train.batch_size}
-    summary = {**training, **summary, "held_out_loss": held_out[-1] if held_out else None, "skipped": dict(data.skipped)}
+    summary = {**training, **summary, "held_out_loss": held_out[-1]["held_out_loss"] if held_out else None,
+               "best": min(held_out, key=lambda each: each["held_out_loss"], default=None), "skipped": dict(data.skipped)}
     if join_processes().is_main_process:
-        write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
-                         {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), "loss": loss_options or {}, **lineage}})
-        run.write_summary(summary)
+        with training_goes_on():
+            write_checkpoint(run.pipeline_path, config.to_dict(), state_dicts(**modules),
+                             {"stage": stage, "defaults": asdict(defaults), "training": {**training, "recipe": asdict(train), "loss": loss_options or {}, **lineage}})
+            run.write_summary(summary)
+            run.copy_to_mirror(now=True)  # a notebook's later cells may never come
     return StageResult(run.pipeline_path, summary)
