@@ -233,13 +233,14 @@ def test_a_folder_of_few_pictures_costs_only_what_they_cannot_tell(model_folder:
             assert "too few for a kernel distance" in found["not_measured"].get("samples", "pip install: too few for a kernel distance")
 
 
-def test_quality_prints_json_that_can_be_read(model_folder: Path):
-    arguments = ["quality", str(model_folder), "--json", "--scenes", "2", "--pictures", "3", "--samples", "0", "--num-steps", "1"]
+@pytest.mark.parametrize("int8", [False, True])
+def test_quality_prints_json_that_can_be_read(int8: bool, model_folder: Path):
+    arguments = ["quality", str(model_folder), "--json", "--scenes", "2", "--pictures", "3", "--samples", "0", "--num-steps", "1", *(["--int8"] if int8 else [])]
     done = subprocess.run([sys.executable, "-m", "iris.evaluation", *arguments], capture_output=True, text=True, timeout=300,
                           cwd=Path(__file__).parents[1], check=True)
     found = json.loads(done.stdout)
     assert found["reconstruction"]["pictures"] == 3 and len(found["scenes"]["one"]["right"]["interval"]) == 2
-    assert found["parameters"]["num_steps"] == 1
+    assert found["parameters"]["num_steps"] == 1 and found["parameters"].get("int8", False) == int8
 
 
 def test_footprint_prints_json_or_lines_and_a_wrong_name_one_sentence(tmp_path: Path):

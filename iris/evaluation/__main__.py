@@ -38,6 +38,7 @@ def quality(
     carry_state: Annotated[bool | None, typer.Option("--carry-state/--fresh-state", help="where each step's core starts; the model's default by default")] = None,
     timestep_shift: Shift = None,
     sampler: Sampler = None,
+    int8: Annotated[bool, typer.Option("--int8", help="with linear layers in 8 bits, as iris.quantize makes them, on a CPU")] = False,
     seed: int = 0,
     batch_size: Annotated[int, typer.Option(min=1, max=64)] = 16,
 ) -> None:
@@ -46,11 +47,14 @@ def quality(
         from iris.evaluation.drawing import usual_device
         from iris.evaluation.quality import measure_quality, to_plain
         from iris.pipeline import IRISPipeline
+        from iris.quantize import quantize_dynamic
 
         depth = int(num_iterations) if num_iterations and num_iterations.isdigit() else num_iterations
-        return to_plain(measure_quality(IRISPipeline.from_pretrained(model, usual_device()), data, scenes, pictures, samples, retrieved, copies, seed, batch_size,
-                                        num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale, carry_state=carry_state,
-                                        timestep_shift=timestep_shift, sampler=sampler))
+        pipe = quantize_dynamic(IRISPipeline.from_pretrained(model, "cpu")) if int8 else IRISPipeline.from_pretrained(model, usual_device())
+        found = to_plain(measure_quality(pipe, data, scenes, pictures, samples, retrieved, copies, seed, batch_size,
+                                         num_steps=num_steps, num_iterations=depth, guidance_scale=guidance_scale, carry_state=carry_state,
+                                         timestep_shift=timestep_shift, sampler=sampler))
+        return found | {"parameters": found["parameters"] | ({"int8": True} if int8 else {})}
 
     _report(measure, json_)
 
