@@ -195,21 +195,13 @@ def visitor(scope: Scope, proxies: int = 0) -> str:
     if proxies > 0:
         forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
         hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
-        outermost = hops[: len(hops) - min(proxies, len(hops)) + 1]  # the hops up to the one that it saw; what a host puts behind them for itself is no visitor
-        address = next((hop for hop in reversed(outermost) if _is_global(hop)), outermost[-1]) if hops else address
+        address = hops[-min(proxies, len(hops))] if hops else address
     try:
         known = ipaddress.ip_address(_PORT.sub(lambda told: told[1] or told[2], address))
     except ValueError:
         return address[:64]
     known = getattr(known, "ipv4_mapped", None) or known  # ::ffff:1.2.3.4, from a socket for both families
     return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == 6 else str(known)
-
-
-def _is_global(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(_PORT.sub(lambda told: told[1] or told[2], address)).is_global
-    except ValueError:
-        return False
 
 
 def within(seconds: float, moments: Iterator[Item], clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:

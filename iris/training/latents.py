@@ -124,7 +124,8 @@ def _encode_captions(text_encoder: TextEncoder, captions: list[str], batch_size:
 
 def _stacked(parts: list[torch.Tensor], longest: int) -> torch.Tensor:
     """[N, longest, ...] of parts [n, up to longest, ...], with zeros behind; `parts` is spent, so that nothing lies in memory three times."""
-    whole, end = parts[0].new_zeros(sum(map(len, parts)), longest, *parts[0].shape[2:]), sum(map(len, parts))
+    end = sum(map(len, parts))
+    whole = parts[0].new_zeros(end, longest, *parts[0].shape[2:])
     while parts:
         part = parts.pop()
         whole[end - len(part): end, : part.shape[1]] = part
