@@ -1,6 +1,8 @@
 """Laws of folders: tables and captions as people write them, whatever else lies there; every picture read or counted with its reason."""
 
 import json
+import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -209,3 +211,84 @@ def test_an_archive_is_not_called_missing(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "art.zip", 16)
     with pytest.raises(DataError, match="does not exist"):
         ImageFolder("~nobody-of-this-name/art", 16)
+
+
+@pytest.mark.parametrize("beside", ["{}.txt", "{}.png.txt", "{}.caption"])
+def test_words_beside_a_picture_as_other_tools_name_them(tmp_path: Path, beside: str) -> None:
+    root = tmp_path / "10_sks dog"
+    names = named_pictures(root, 12)
+    for name in names:
+        (root / beside.format(name[:-4])).write_text(f"thing {name[:-4]}")
+    assert {example.captions for example in ImageFolder(tmp_path, 16, "all")} == {(f"thing {name[:-4]}",) for name in names}
+
+
+def test_captions_that_belong_to_no_picture_are_never_replaced_by_the_name_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = named_pictures(tmp_path / "art" / "images", 12)
+    (tmp_path / "art" / "captions").mkdir()
+    for name in names:
+        (tmp_path / "art" / "captions" / f"{name[:-4]}.txt").write_text("a red apple")
+    with pytest.raises(DataError, match=r"12 files such as captions/0\.txt are read by nobody: a caption lies beside its picture"):
+        ImageFolder(tmp_path / "art", 16)
+    for name in names[2:]:
+        (tmp_path / "art" / "captions" / f"{name[:-4]}.txt").rename(tmp_path / "art" / "images" / f"{name[:-4]}.txt")
+    assert len(ImageFolder(tmp_path / "art", 16, "all")) == 12 and "2 files such as captions/0.txt are read by nobody" in caplog.text
+    (tmp_path / "art" / "images" / "3.json").write_text("{}")  # what img2dataset leaves beside each picture is no table
+    caplog.clear()
+    ImageFolder(tmp_path / "art", 16)
+    assert ".json" not in caplog.text
+    (tmp_path / "art" / "metadata.json").write_text("[]")
+    ImageFolder(tmp_path / "art", 16)
+    assert "metadata.json is not read" in caplog.text
+
+
+def test_a_name_that_is_no_utf8_is_a_name(tmp_path: Path) -> None:
+    """As an archive from another system leaves it; and a table may name what no disk can hold."""
+    named_pictures(tmp_path / "art", 20)
+    os.rename(tmp_path / "art" / "0.png", os.fsencode(tmp_path / "art") + b"/caf\xe9.png")
+    data = ImageFolder(tmp_path, 16, "all")
+    assert len(data) == 20 and len(fingerprint(data)) == 16
+    (tmp_path / "art" / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"{n}.png", "text": "x"}) for n in ["\ud83d", "caf\udce9", *range(1, 20)]))
+    assert ImageFolder(tmp_path, 16, "all").skipped == {"missing": 1}
+
+
+@pytest.mark.parametrize("written", ["deep\\{}.png", "Deep/{}.PNG", "./deep/{}.png"])
+def test_a_table_of_another_system_names_the_same_files(tmp_path: Path, written: str) -> None:
+    named_pictures(tmp_path / "deep", 12)
+    (tmp_path / "deep" / "0.png").rename(tmp_path / "deep" / "Kätzchen.png")
+    names = [unicodedata.normalize("NFD", "Kätzchen"), *map(str, range(1, 12))]
+    (tmp_path / "metadata.csv").write_text("File_Name,Text\n" + "\n".join(f"{written.format(name)},a thing" for name in names))
+    data = ImageFolder(tmp_path, 16, "all")
+    assert len(data) == 12 and not data.skipped and {example.captions for example in data} == {("a thing",)}
+    assert {example.key for example in data} >= {"deep/Kätzchen.png", "deep/1.png"}
+
+
+def test_files_that_differ_by_a_capital_alone_keep_their_own_captions(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.png", "A.png")):
+        picture(number).save(tmp_path / name)
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this disk takes a capital for a small letter")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,small\nA.png,large\n")
+    assert {example.key: example.captions for example in ImageFolder(tmp_path, 16, "all")} == {"a.png": ("small",), "A.png": ("large",)}
+
+
+def test_one_wrong_byte_spoils_its_own_line_alone(tmp_path: Path) -> None:
+    names = named_pictures(tmp_path / "art", 12)
+    lines = [f"{name},ein schönes Café".encode() for name in names]
+    lines[3] = f"{names[3]},ein schönes Café".encode("latin-1")
+    (tmp_path / "art" / "metadata.csv").write_bytes(b"\xef\xbb\xbffile_name,text\n" + b"\n".join(lines))
+    assert {example.captions for example in ImageFolder(tmp_path / "art", 16, "all")} == {("ein schönes Café",)}
+
+
+def test_pictures_without_words_are_told_what_they_want(tmp_path: Path) -> None:
+    named_pictures(tmp_path / "art", 12)
+    with pytest.raises(DataError, match=r"every picture needs a caption: a row in metadata\.csv, a NAME\.txt beside it"):
+        ImageFolder(tmp_path / "art", 16)
+
+
+def test_folders_that_are_links_are_followed_once(tmp_path: Path) -> None:
+    named_pictures(tmp_path / "drive" / "cats", 6)
+    named_pictures(tmp_path / "art" / "dogs", 6)
+    (tmp_path / "art" / "cats").symlink_to(tmp_path / "drive" / "cats")
+    (tmp_path / "art" / "dogs" / "round").symlink_to(tmp_path / "art")
+    data = ImageFolder(tmp_path / "art", 16, "all")
+    assert Counter(example.label for example in data) == {"cats": 6, "dogs": 6}

@@ -211,6 +211,16 @@ def test_hub_data_sets_saved_on_disk(tmp_path):
         load_dataset_by_name("hub:some/set?colour=x", 16)
 
 
+def test_the_rows_of_one_picture_are_in_one_split_and_an_unknown_class_is_none(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string"), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    rows = [(picture(i), f"{word} {i}", -1) for i in range(100) for word in ("a", "the", "one")]
+    datasets.Dataset.from_dict(dict(zip(features, map(list, zip(*rows, strict=True)), strict=True)), features=features).save_to_disk(tmp_path / "saved")
+    train, held_out = (load_dataset_by_name(f"hub:{tmp_path}/saved", 16, split) for split in ("train", "held_out"))
+    seen = [{number_of(e.image) for e in part} for part in (train, held_out)]
+    assert seen[1] and not seen[0] & seen[1] and len(train) + len(held_out) == 300 and {e.label for e in train} == {""}
+
+
 def test_a_hub_folder_of_pictures_streams(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))

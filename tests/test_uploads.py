@@ -140,3 +140,24 @@ def test_places_and_files_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=sentence):
             unpack_zip(file, tmp_path / folder, **options)
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep" and not os.path.exists(tmp_path / "out")
+
+
+def test_a_table_that_is_damaged_or_not_read_is_never_passed_over_in_silence(tmp_path: Path) -> None:
+    """All captions would be gone, and the folder's name would stand for them."""
+    table = ("metadata.csv", b"file_name,text\n" + b"".join(b"things/%d.png,thing %d\n" % (i, i) for i in range(50)))
+    torn = bytearray(archive(tmp_path / "torn.zip", [*good(), table], zipfile.ZIP_STORED).read_bytes())
+    torn[torn.index(b"thing 7")] ^= 1
+    (tmp_path / "torn.zip").write_bytes(torn)
+    with pytest.raises(DataError, match=r"metadata\.csv cannot be unpacked \(damaged\)"):
+        unpack_zip(tmp_path / "torn.zip", tmp_path / "out")
+    told = unpack_zip(archive(tmp_path / "other.zip", [*good(), ("captions.csv", table[1]), ("a.HEIC", b"1"), ("b.heic", b"2")]), tmp_path / "out")
+    assert told.passed_over.startswith("Left out: 1 .csv file, 2 .heic files. Pictures are .png") and "metadata.csv" in told.passed_over
+    assert not unpack_zip(archive(tmp_path / "good.zip", good()), tmp_path / "out2").passed_over
+
+
+def test_shadows_of_files_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iris.data.uploads.MAX_MEMBERS", 8)
+    shadows = [(f"__MACOSX/things/._{name}", b"x") for name, _ in good()]
+    assert unpack_zip(archive(tmp_path / "mac.zip", good() + shadows), tmp_path / "out").files == 8
+    with pytest.raises(DataError, match="has 10 files; at most 8"):
+        unpack_zip(archive(tmp_path / "many.zip", good(5)), tmp_path / "out2")

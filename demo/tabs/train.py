@@ -72,7 +72,10 @@ def _pictures(pack: str, archive: str | None, folder: Path) -> str:
         return training.PACKS.get(pack, "")
     if not archive:
         raise RequestError("Upload a zip of captioned pictures first.")
-    return f"folder:{unpack_zip(archive, folder / 'pictures').folder}"
+    unpacked = unpack_zip(archive, folder / "pictures")
+    if unpacked.passed_over:
+        gr.Warning(unpacked.passed_over)
+    return f"folder:{unpacked.folder}"
 
 
 def _stop() -> tuple[str, Any]:

@@ -57,7 +57,7 @@ def fingerprint(dataset: ImageDataset, most: int = 2000) -> str:
 
     where the words are at hand (`told`, see PictureSet), all of them. Up to that size no change of a picture or a word goes unseen.
     """
-    digest = hashlib.sha256(f"{placeless(dataset.name)} {len(dataset)}".encode())
+    digest = hashlib.sha256(f"{placeless(dataset.name)} {len(dataset)}".encode("utf-8", "surrogatepass"))
     for part in getattr(dataset, "parts", (dataset,)):
         if hasattr(part, "told"):
             digest.update(repr(part.told).encode())
@@ -76,7 +76,8 @@ def cache_dir() -> Path:
 
 def stable_hash(text: str, buckets: int) -> int:
     """A bucket 0..buckets-1 for `text` that is the same on every machine and Python version (from SHA-256)."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") % buckets
+    # A file's name may be no UTF-8; Python then holds its bytes as surrogates.
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") % buckets
 
 
 def checked_index(index: int, length: int) -> int:

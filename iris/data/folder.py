@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from iris.data.pictures import (
     MAX_CAPTIONS,
     MEMORY_BYTES,
     METADATA,
+    OTHER_PICTURES,
+    OTHER_TABLES,
     PICTURES,
+    WORDS,
     PictureSet,
     Record,
     captions_of,
@@ -29,27 +33,24 @@ from iris.data.pictures import (
 
 log = logging.getLogger("iris.data")
 
-_OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw")
-_OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".parquet")
-
 
 class ImageFolder(PictureSet):
     """A user's own folder of pictures, with captions from metadata.csv or metadata.jsonl (file_name and text or caption), which speaks
-    for the folder it lies in and all below; else from NAME.txt beside a picture (one caption a line), else from the name of the folder
-    it lies in ("a photo of a NAME").
+    for the folder it lies in and all below; else from NAME.txt, NAME.caption or NAME.png.txt beside a picture NAME.png (one caption a
+    line), else from the name of the folder it lies in ("a photo of a NAME"). Folders that are links are followed, each real one once.
 
     Rows of one picture are its captions. One picture in twenty, by a stable hash of its path in the folder, is held out, and the first.
     Pictures come in the order of another hash, so that a prefix is a fair sample.
     """
 
     def __init__(self, path: str | Path, size: int, split: str = "train", limit: int | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
-        root = Path(os.path.expanduser(path))
+        root = Path(os.path.normpath(os.path.expanduser(path)))
         if root.is_file():
             raise DataError(f"{str(path)!r} is a file; unpack it, and give the path of the folder with the pictures.")
         if not root.is_dir():
             raise DataError(f"the folder {str(path)!r} does not exist; give the path of a folder with pictures.")
-        files = sorted(path for path in root.rglob("*") if path.is_file() and not is_hidden(path.relative_to(root)))
-        passed_over = _passed_over(files)
+        files = sorted(_files_below(root))
+        passed_over = _passed_over(root, files)
         if passed_over and split != "held_out":  # once, not for each split
             log.warning("folder:%s: %s", root.name, passed_over)
         records = sorted(_merged(_folder_records(root, files)), key=lambda record: stable_hash(f"order {record.key}", 2**32))
@@ -72,22 +73,47 @@ def _merged(records: Iterable[Record]) -> Iterable[Record]:
     return merged.values()
 
 
-def _passed_over(files: Sequence[Path]) -> str:
-    """What a user may have meant as pictures or captions and is neither, in sentences; "" where there is nothing."""
-    told = []
-    formats = Counter(path.suffix.lower() for path in files if path.suffix.lower() in _OTHER_PICTURES)
+def _files_below(root: Path) -> Iterator[Path]:
+    """Every file but a system's own, also below folders that are links."""
+    seen = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()  # a link that leads to where we were already
+            continue
+        seen.add(real)
+        paths = (Path(folder, name) for name in names)
+        yield from (path for path in paths if path.is_file() and not is_hidden(path.relative_to(root)))
+
+
+def _passed_over(root: Path, files: Sequence[Path]) -> str:
+    """What a user may have meant as pictures or captions and is neither, in sentences; "" where there is nothing.
+
+    Raises DataError where captions lie there, as many as pictures, and belong to none: to train without them is not what was meant.
+    """
+    pictures = {path for path in files if path.suffix.lower() in PICTURES}
+    stems, told = {path.with_suffix("") for path in pictures}, []
+    formats = Counter(path.suffix.lower() for path in files if path.suffix.lower() in OTHER_PICTURES)
     if formats:
         told.append(f"{', '.join(f'{count} {suffix}' for suffix, count in formats.most_common())} files are not read; save them as JPEG or PNG.")
-    tables = [path.name for path in files if path.suffix.lower() in _OTHER_TABLES]
-    if tables and not any(name.lower() in METADATA for name in tables):
+    has_table = any(path.name.lower() in METADATA for path in files)
+    tables = [path.name for path in files if path.suffix.lower() in OTHER_TABLES and path.with_suffix("") not in stems]
+    if tables and not has_table:
         told.append(f"{tables[0]} is not read; captions in a table are looked for in {' or '.join(METADATA)}, with file_name and text in each row.")
+    words = [path for path in files if path.suffix.lower() in WORDS]
+    lost = [path for path in words if path.with_suffix("") not in pictures | stems]
+    if len(lost) > 1 and not has_table:
+        told.append(f"{len(lost)} files such as {lost[0].relative_to(root).as_posix()} are read by nobody: a caption lies beside its picture and has its name.")
+        if pictures and len(lost) == len(words) >= len(pictures):
+            raise DataError(f"folder:{root.name}: {told[-1]}")
     return " ".join(told)
 
 
 def _folder_records(root: Path, files: Sequence[Path]) -> Iterator[Record]:
     tables = {path.parent: path for name in reversed(METADATA) for path in files if path.name.lower() == name}  # the first name of METADATA counts
-    words = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
-    rows = [record for folder, table in tables.items() if not tables.keys() & set(folder.parents) for record in _metadata_records(root, table)]
+    words = {path.with_suffix(""): path for suffix in WORDS for path in files if path.suffix.lower() == suffix}
+    by_name = {_folded(path): path for path in reversed(files)} | {str(path): path for path in files}
+    rows = [record for folder, table in tables.items() if not tables.keys() & set(folder.parents) for record in _metadata_records(root, table, by_name)]
     listed, unlisted = {record.key for record in rows}, 0
     for path in files:
         inside = path.relative_to(root)
@@ -98,7 +124,7 @@ def _folder_records(root: Path, files: Sequence[Path]) -> Iterator[Record]:
             yield Record(inside.as_posix(), path)
         else:
             label = inside.parent.name.replace("_", " ").replace("-", " ")
-            yield Record(inside.as_posix(), path, clean_captions(_lines_beside(words.get(path.with_suffix("")))), label)
+            yield Record(inside.as_posix(), path, clean_captions(_lines_beside(words.get(path.with_suffix(""), words.get(path)))), label)
     for record in rows:
         if record.picture is None and not record.captions and unlisted:
             unlisted -= 1  # a row that cannot be read is the row of a picture without one: one loss, not two
@@ -114,22 +140,34 @@ def _lines_beside(file: Path | None) -> list[str]:
         return text_of(stream.read(20_000), cut=True).splitlines()
 
 
-def _metadata_records(root: Path, metadata: Path) -> Iterator[Record]:
+def _metadata_records(root: Path, metadata: Path, by_name: Mapping[str, Path]) -> Iterator[Record]:
     rows = list(read_csv(metadata) if metadata.suffix.lower() == ".csv" else read_json_lines(metadata))
     if rows and not any("file_name" in row for row in rows):
         raise DataError(f"{metadata.name} has no column file_name; name each picture there, and its caption in text or caption.")
     below = "" if metadata.parent == root else f"{metadata.parent.relative_to(root).as_posix()}/"
     for number, row in enumerate(rows, 1):
         name = str(row.get("file_name") or "").strip()
-        picture = _picture_inside(metadata.parent, name)
+        picture = _picture_inside(metadata.parent, name, by_name)
         inside = picture.relative_to(root).as_posix() if picture else below + (name or f"row {number} of {metadata.name}")
         yield Record(inside, picture, captions_of(row), label_of(row))
 
 
-def _picture_inside(folder: Path, name: str) -> Path | None:
-    """The file `name` below `folder`, which may be a link; None when there is none, also for a name that leads out of the folder or is no name at all."""
+def _folded(path: str | Path) -> str:
+    """A path as one for all ways to write it: capitals, backslashes, and letters whose accents are apart."""
+    return unicodedata.normalize("NFC", str(path).replace("\\", "/")).casefold()
+
+
+def _picture_inside(folder: Path, name: str, by_name: Mapping[str, Path]) -> Path | None:
+    """The file `name` below `folder`, which may be a link; None when there is none, also for a name that leads out of the folder or is no name at all.
+
+    `by_name`: the files as they are called, and folded. A table from another system may write a name otherwise than the disk does.
+    """
     try:
-        path = Path(os.path.normpath(folder / name))
-        return path if name and path.is_relative_to(os.path.normpath(folder)) and path.is_file() else None
+        for way in (name, name.replace("\\", "/")):
+            path = Path(os.path.normpath(folder / way))
+            known = by_name.get(str(path)) or by_name.get(_folded(path))
+            if name and path.is_relative_to(os.path.normpath(folder)) and (known or path.is_file()):
+                return known or path
     except (OSError, ValueError):
-        return None
+        pass
+    return None

@@ -26,6 +26,9 @@ log = logging.getLogger("iris.data")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 METADATA = ("metadata.csv", "metadata.jsonl")
+WORDS = (".caption", ".txt")  # beside a picture; of two the last one counts
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw")
+OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".parquet")
 MEMORY_BYTES = 2 * 2**30  # decoded pixels beyond this go to a temporary file
 MAX_SKIPPED_SHARE = 0.01
 _DISK_RESERVE = 2**30
@@ -46,7 +49,7 @@ class Record:
 
 
 def text_of(data: bytes, cut: bool = False) -> str:
-    """The text of a file: UTF-16 by its mark, else UTF-8, else the code page of Windows in which Excel writes a plain CSV.
+    """The text of a file: UTF-16 by its mark, else UTF-8, but for lines that are none the code page of Windows in which Excel writes a plain CSV.
 
     cut: `data` is a file's beginning, and may end within a character.
     """
@@ -55,7 +58,14 @@ def text_of(data: bytes, cut: bool = False) -> str:
     try:
         return codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=not cut)
     except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
+        return "\n".join(map(_text_of_line, data.removeprefix(codecs.BOM_UTF8).split(b"\n")))
+
+
+def _text_of_line(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("cp1252", errors="replace")
 
 
 def is_hidden(inside: PurePath) -> bool:
@@ -148,14 +158,14 @@ def collect(name: str, records: Iterable[Record], size: int, split: str = "train
     """
     if split not in SPLITS:
         raise DataError(f"the split of {name} is {split!r}; use one of {', '.join(SPLITS)}.")
-    store, told, skipped, found, names = PixelStore(size, memory_bytes), [], Counter(), False, []
+    store, told, skipped, first, names = PixelStore(size, memory_bytes), [], Counter(), None, []
     expected = total if limit is None else limit
     with tqdm(desc=f"decoding {name}", unit="picture", total=expected, disable=None if expected is None or expected > 300 else True) as bar:
         for record in records:
             if (limit is not None and len(told) >= limit) or (not told and len(names) >= _HOPELESS):
                 break
-            wanted = in_split(record.key, split)
-            if found and not wanted:
+            wanted = in_split(record.key, split) if record.key != first else split != "train"
+            if first is not None and not wanted:
                 continue
             try:
                 captions, label = _words(record)
@@ -166,7 +176,8 @@ def collect(name: str, records: Iterable[Record], size: int, split: str = "train
                     names.append(record.key)
                     log.info("%s: %s was skipped: %s", name, record.key, error)
                 continue
-            wanted, found = wanted if found else split != "train", True
+            if first is None:
+                first, wanted = record.key, split != "train"
             if wanted:
                 store.append(image)
                 told.append((captions, label, record.key))
@@ -189,13 +200,14 @@ def _words(record: Record) -> tuple[tuple[str, ...], str]:
 
 def _check_skipped(name: str, skipped: Counter, names: Sequence[str], kept: int, split: str) -> None:
     lost = len(names)
+    hint = "; every picture needs a caption: a row in metadata.csv, a NAME.txt beside it, or a folder of its own kind to lie in" if skipped["no caption"] else ""
     reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
     which = f"{', '.join(PurePath(key).name[:60] for key in names[:3])}{' and others' if lost > 3 else ''}"
     if not kept:
-        raise DataError(f"{name} has no picture in split {split!r}" + (f"; all {lost} were skipped ({reasons}): {which}." if lost else "; it needs more pictures."))
+        raise DataError(f"{name} has no picture in split {split!r}" + (f"; all {lost} were skipped ({reasons}): {which}{hint}." if lost else "; it needs more pictures."))
     least, most = (2, 5 * MAX_SKIPPED_SHARE) if split == "held_out" else (1, MAX_SKIPPED_SHARE)  # chance fills a twentieth less evenly
     if lost > max(least, most * (lost + kept)):
-        raise DataError(f"{name}: {lost} of {lost + kept} pictures had to be skipped ({reasons}); at most {100 * most:.0f} % may be bad, repair or remove them: {which}.")
+        raise DataError(f"{name}: {lost} of {lost + kept} pictures had to be skipped ({reasons}); at most {100 * most:.0f} % may be bad, repair or remove them: {which}{hint}.")
     if lost:
         log.warning("%s: %d of %d pictures were skipped (%s).", name, lost, lost + kept, reasons)
 
@@ -229,4 +241,4 @@ def read_csv(path: Path) -> Iterator[dict[str, Any]]:
             row = {}
         if any(row.pop(None, ())):
             raise DataError(f"{path.name}, line {rows.line_num}: there are more columns than in the first line; put a caption that has a comma in quotes.")
-        yield {name.strip(): value for name, value in row.items()}
+        yield {name.strip().lower(): value for name, value in row.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import math
 import os
@@ -336,9 +337,14 @@ def _hub_records(rows: Any, columns: tuple[str, tuple[str, ...], str, tuple[str,
     image, text, label, classes = columns
     for number, row in enumerate(_until_it_breaks(rows, name)):
         value = row.get(label)
-        word = classes[value] if classes and isinstance(value, int) and 0 <= value < len(classes) else "" if value is None else str(value)
+        word = "" if value is None else str(value)
+        if classes and isinstance(value, int):  # -1 is the Hub's word for an unknown one
+            word = classes[value] if 0 <= value < len(classes) else ""
         # ImageNet's names are lists of synonyms: "tench, Tinca tinca"; the first is the plain word.
-        yield Record(str(row.get("__key__") or number), _picture_of(row.get(image), local), captions_of(row, text), word.split(",")[0])
+        picture = _picture_of(row.get(image), local)
+        # One picture of five captions may be five rows, which belong into one split.
+        own = hashlib.sha256(picture).hexdigest()[:16] if isinstance(picture, bytes) else number
+        yield Record(str(row.get("__key__") or own), picture, captions_of(row, text), word.split(",")[0])
 
 
 def _picture_of(value: Any, local: bool) -> Any:

@@ -16,14 +16,16 @@ from pathlib import Path, PurePosixPath
 
 from iris.data.base import DataError
 from iris.data.images import MAX_BYTES
-from iris.data.pictures import METADATA, PICTURES, is_hidden
+from iris.data.pictures import METADATA, OTHER_PICTURES, OTHER_TABLES, PICTURES, WORDS, is_hidden
 
 MAX_CAPTION_BYTES = 100_000
 MAX_METADATA_BYTES = 16 * 2**20
-MAX_MEMBERS = 20_000
+MAX_MEMBERS = 20_000  # that a data set has a use for
+_MAX_LISTED = 100_000  # with what macOS and others put beside them
 MAX_SHARE = 0.01  # of members that are damaged or unsafe; more than that (and more than one) is no honest archive
 _MAX_DEPTH = 8
 _BLOCK = 2**16
+_NO_USE = "no picture or caption"
 _TOO_LARGE = "too large"
 # Of the methods a zip may name, the two that need no memory but their window: an LZMA header alone may ask for 4 GiB.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -38,13 +40,19 @@ class Unpacked:
     bytes: int
     skipped: dict[str, int]
 
+    @property
+    def passed_over(self) -> str:
+        """What may have been meant as pictures or captions and is neither, in a sentence; "" where there is nothing."""
+        told = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in self.skipped.items() if kind.endswith(" file"))
+        return told and f"Left out: {told}. Pictures are {', '.join(PICTURES)}; captions are looked for in {' or '.join(METADATA)}, or in a NAME.txt beside each picture."
+
 
 class _Bad(Exception):
     """A member that is damaged or unsafe; its argument is the reason under which it is counted."""
 
 
 def unpack_zip(file: str | Path, folder: str | Path, max_bytes: int = 2**29, max_archive_bytes: int = 2**28) -> Unpacked:
-    """Write the pictures and captions (NAME.txt, metadata.csv, metadata.jsonl) of a zip archive to `folder`, for `ImageFolder`.
+    """Write the pictures and captions (NAME.txt, NAME.caption, metadata.csv, metadata.jsonl) of a zip archive to `folder`, for `ImageFolder`.
 
     file: the archive, at most `max_archive_bytes`. folder: must not exist, or be empty. max_bytes: of all files together,
     counted as they are written, whatever the archive says of itself. Members of other kinds are left out; so are, as bad
@@ -83,13 +91,14 @@ def _unpack(file: Path, draft: Path, max_bytes: int) -> tuple[int, int, Counter,
     try:
         with zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-            if len(members) > MAX_MEMBERS:
-                raise DataError(f"the archive {file.name!r} has {len(members)} members; at most {MAX_MEMBERS} are unpacked.")
+            useful = sum(_limit(_name(member)) > 0 for member in members[:_MAX_LISTED])
+            if useful > MAX_MEMBERS or len(members) > _MAX_LISTED:
+                raise DataError(f"the archive {file.name!r} has {max(useful, len(members) - _MAX_LISTED)} files; at most {MAX_MEMBERS} are unpacked.")
             for member in members:
                 name = _name(member)
                 limit = _limit(name)
                 if limit == 0:
-                    others["no picture or caption"] += 1
+                    others[_left_out(name)] += 1
                     continue
                 room = max_bytes - size
                 try:
@@ -98,6 +107,8 @@ def _unpack(file: Path, draft: Path, max_bytes: int) -> tuple[int, int, Counter,
                 except _Bad as reason:
                     if str(reason) == _TOO_LARGE and room < limit:
                         raise DataError(f"the archive {file.name!r} unpacks to more than {max_bytes // 2**20} MiB.") from None
+                    if PurePosixPath(name).name.lower() in METADATA:  # all captions would go with it
+                        raise DataError(f"the archive {file.name!r}: {PurePosixPath(name).name} cannot be unpacked ({reason}).") from None
                     bad[str(reason)] += 1
     except DataError:
         raise
@@ -115,6 +126,12 @@ def _name(member: zipfile.ZipInfo) -> str:
     return name.replace("\\", "/")
 
 
+def _left_out(name: str) -> str:
+    """Under what a member without a use is counted: what its owner may have meant as pictures or captions by its kind."""
+    path = PurePosixPath(name)
+    return f"{path.suffix.lower()} file" if path.suffix.lower() in OTHER_PICTURES + OTHER_TABLES and not is_hidden(path) else _NO_USE
+
+
 def _limit(name: str) -> int:
     """The most bytes a member of this name may have; 0 for what no data set has a use for."""
     path = PurePosixPath(name)
@@ -123,7 +140,7 @@ def _limit(name: str) -> int:
         return 0
     if plain in METADATA:
         return MAX_METADATA_BYTES
-    return MAX_BYTES if plain.endswith(PICTURES) else MAX_CAPTION_BYTES if plain.endswith(".txt") else 0
+    return MAX_BYTES if plain.endswith(PICTURES) else MAX_CAPTION_BYTES if plain.endswith(WORDS) else 0
 
 
 def _inside(name: str) -> PurePosixPath:
