@@ -116,3 +116,10 @@ def test_a_cache_of_other_pictures_other_weights_or_damaged_is_made_again(tmp_pa
     data[-1] ^= 1
     file.write_bytes(data)
     assert torch.equal(encode_dataset(one, text, scenes, folder=tmp_path / "cache").latents, first.latents)
+
+
+def test_captions_that_are_longer_than_the_model_reads_are_told_once() -> None:
+    words = [f"a picture number {n}" for n in range(3)] + ["one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen and a red dragon"]
+    with pytest.warns(UserWarning, match=r"1 of 4 captions are longer than the 16 tokens .*'(and )?a red dragon'") as told:
+        latents_module._encode_captions(load_text_encoder(NANO.text), words)
+    assert len(told) == 1

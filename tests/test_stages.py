@@ -14,7 +14,8 @@ from conftest import build_generator, randomise, some_latents
 
 from iris.checkpoint import CheckpointError, read_checkpoint
 from iris.config import preset
-from iris.data.base import Example
+from iris.data.base import DataError, Example
+from iris.data.pictures import PictureSet
 from iris.data.scenes import Scenes
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
@@ -255,6 +256,9 @@ def test_a_stage_refuses_what_does_not_fit(results: dict[int, StageResult], tmp_
         stages.train_text_to_image(NANO, *DATA, TRAIN, run, tmp_path / "nothing")
     with Run.open(tmp_path / "c") as run, pytest.raises(CheckpointError, match="generator"):
         stages.distill(NANO, *DATA, TRAIN, run, results[1].pipeline_path)
+    captioned = PictureSet("mine", np.zeros((4, 32, 32, 3), np.uint8), [(("a cat",), "", str(n)) for n in range(4)], {})
+    with Run.open(tmp_path / "d") as run, pytest.raises(DataError, match="no classes, which stage 2 is about"):
+        stages.train_class_conditional(NANO, captioned, captioned, TRAIN, run, results[1].pipeline_path)
 
 
 def test_stage_1_can_go_on_from_another_autoencoder(results: dict[int, StageResult], tmp_path: Path) -> None:

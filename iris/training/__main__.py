@@ -120,14 +120,14 @@ def main(
     loss_options = _loss_options(stage, exit_weight=exit_weight, warm_start=warm_start, logit_mean=logit_mean, coarse_until=coarse_until,
                                  grad_iterations=grad_iterations, weighting=weighting, guidance_scale=guidance_scale, teacher_steps=teacher_steps)
     config = configure(preset, changes=set_, init=init)
-    pictures, held_out = load_pictures(data, config, limit)
     batch_size, learning_rate = batch_size or BATCH_SIZES[stage], LEARNING_RATES[stage] if learning_rate is None else learning_rate
     train = plan_training(train_steps, minutes, batch_size, learning_rate, precision, seed, optimizer, compile_, decay_share)
     options = {name: folder for name, folder in (("init", init), ("student_init", student_init)) if folder} | loss_options
     first = join_processes().is_main_process
     folder = open_run(run, config, train, data, start_over, mirror, loss_options=loss_options) if first else _Follower(Path(os.path.expanduser(run)).resolve())
     join_processes().wait_for_everyone()  # the first one may have brought the run back from its mirror
-    with contextlib.closing(folder):
+    with contextlib.closing(folder):  # which has refused another recipe by now, before any picture is decoded
+        pictures, held_out = load_pictures(data, config, limit)
         result = RECIPES[stage](config, pictures, held_out, train, folder, **options)
     if first:
         typer.echo(_told(result))

@@ -112,6 +112,10 @@ def _encode(autoencoder: WaveletVAE, text_encoder: TextEncoder, dataset: ImageDa
 
 def _encode_captions(text_encoder: TextEncoder, captions: list[str], batch_size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
     """States [N, L, D] in fp16 and mask [N, L], L the longest caption's: of CLIP's 77 places a short caption fills a tenth."""
+    beyond = [caption for caption in captions if text_encoder.unread(caption)]
+    if beyond:
+        warnings.warn(f"{len(beyond):,} of {len(captions):,} captions are longer than the {text_encoder.config.max_tokens} tokens that this model reads; their ends are not learned, "
+                      f"such as {text_encoder.unread(beyond[0])[:60]!r} of {beyond[0][:60]!r}. Shorter ones, or a larger text.max_tokens, would mend that.", stacklevel=4)
     tokens, masks = [], []
     for start in tqdm(range(0, len(captions), batch_size), desc="encoding captions", unit="batch"):
         condition = text_encoder.encode(captions[start: start + batch_size])

@@ -11,7 +11,7 @@ from typing import Any
 from iris.checkpoint import CheckpointError, read_checkpoint, resolve_folder
 from iris.config import ConfigError, IRISConfig, changed, preset
 from iris.data import ImageDataset, load_dataset_by_name
-from iris.data.base import placeless
+from iris.data.base import fingerprint, placeless
 from iris.places import CLONE, find_model, is_of_a_stage, mirror_of
 from iris.runs import METRICS_FILE, Run, RunError, newest_step
 from iris.training.loop import OnLog, TrainConfig
@@ -156,6 +156,7 @@ def start_with_autoencoder(candidates: list[str], config: IRISConfig, data: tupl
     named = " or ".join(filter(None, candidates))
     with open_run(folder, config, train, data[0].name, start_over) as run:
         if (run.pipeline_path / "manifest.json").is_file():
+            run.settle(pictures=fingerprint(data[0]))  # of other pictures it would be another stage's
             return Start(run.pipeline_path, f"going on with the autoencoder in {run.pipeline_path}; start_over trains another.")
         print(f"No earlier stage{f' in {named}' if named else ''}: an autoencoder is trained first.")
         watcher = watch(run) if watch else None

@@ -14,7 +14,7 @@ import torch
 
 from iris.checkpoint import CheckpointError, load_module, read_checkpoint, resolve_folder, write_checkpoint
 from iris.config import IRISConfig
-from iris.data.base import ImageDataset, fingerprint
+from iris.data.base import DataError, ImageDataset, fingerprint
 from iris.features import load_features
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
@@ -100,7 +100,9 @@ def held_out_psnr(autoencoder: WaveletVAE, dataset: ImageDataset, limit: int = 2
 
 def train_class_conditional(config: IRISConfig, train_data: ImageDataset, held_out_data: ImageDataset, train: TrainConfig, run: Run,
                             init: str | Path, on_log: OnLog | None = None, **loss_options: Any) -> StageResult:
-    """Stage 2 (PixArt-alpha's first decomposition): learn the pictures, told only their class as a caption."""
+    """Stage 2 (PixArt-alpha's first decomposition): learn the pictures, told only their class as a caption. DataError where there is none."""
+    if not any(train_data[index].label for index in range(min(len(train_data), 100))):
+        raise DataError(f"the pictures of {train_data.name} have captions and no classes, which stage 2 is about; train text-to-image, stage 3, on them.")
     return _train_flow(2, config, train_data, held_out_data, train, run, init, on_log, captions_of_class, loss_options)
 
 
