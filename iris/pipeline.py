@@ -57,8 +57,12 @@ class SamplingDefaults:
     timestep_shift: float = 1.0
 
     def carries(self, sampler: str) -> bool:
-        """Whether a call that does not say carries the state: not over a jump, whose new noise the old state knows nothing of (reports/LOG.md, 2026-11-28)."""
-        return self.carry_state and sampler != "consistency"
+        """Whether a call with `sampler` that does not say carries the state.
+
+        Over jumps only where they are the model's own and it was measured so: their new noise is not what the old state was made for, and a
+        model that never met that in training drew 29 % right where it drew all (reports/LOG.md, 2026-11-28).
+        """
+        return self.carry_state and (sampler == self.sampler or sampler != "consistency")
 
 
 @dataclass(frozen=True)

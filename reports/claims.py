@@ -20,7 +20,8 @@ class Claim:
 
     where: dotted path into the notebook's summary.json ("accuracy.one.value"); for notebook "all", into the totals of the
     profile. relation: "at most", "below", "at least", "equals" (within `tolerance`, absolute). profiles: where it is
-    promised; () means in every one.
+    promised; () means in every one. machine: what a promise about a time was made for, as the first
+    words of `iris.evaluation.reading.machine` name it (a GPU before the cores).
     """
 
     key: str
@@ -35,6 +36,7 @@ class Claim:
     decimals: int = 2
     profiles: tuple[str, ...] = ()
     note: str = ""
+    machine: str = ""
 
     def number(self, value: float) -> str:
         """`value` with this claim's unit and precision."""
@@ -136,7 +138,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("gradients", "GRFM: weights of the generator that get no gradient", SPECIFICATION, "equals", 0, "11", "weights_without_gradient", decimals=0),
     Claim("depths", "One set of weights draws at every depth from 1 to 32: depths that failed", SPECIFICATION, "equals", 0, "12", "depths_failed",
           decimals=0),
-    Claim("t4_hours", "All notebooks on a free T4", SPECIFICATION, "at most", 3, "all", "hours", "h", profiles=("t4",)),
+    Claim("t4_hours", "All notebooks on a free T4", SPECIFICATION, "at most", 3, "all", "hours", "h", profiles=("t4",), machine="Tesla T4"),
     # What the workbench itself promises.
     Claim("velocity_at_start", "Largest velocity of an untrained generator", WORKBENCH, "equals", 0, "13", "velocity_at_start"),
     Claim("weight_identity", "The specification's loss weight against the unweighted loss at logit mean 1: largest relative gap", WORKBENCH,
@@ -159,8 +161,8 @@ CLAIMS: tuple[Claim, ...] = (
           "%", decimals=0, profiles=("shipped",)),
     *_speed(),
     Claim("one_step", "Student's one-step error over its teacher's", WORKBENCH, "at most", 0.5, "05", "one_step_ratio", profiles=TRAINED),
-    Claim("smoke_minutes", "The smoke profile on two CPU cores", WORKBENCH, "below", 8, "all", "minutes", "min", decimals=1, profiles=("smoke",)),
-    Claim("cpu_hours", "The cpu profile on two CPU cores", WORKBENCH, "below", 2.5, "all", "hours", "h", profiles=("cpu",)),
+    Claim("smoke_minutes", "The smoke profile on two CPU cores", WORKBENCH, "below", 8, "all", "minutes", "min", decimals=1, profiles=("smoke",), machine="2 CPU cores"),
+    Claim("cpu_hours", "The cpu profile on two CPU cores", WORKBENCH, "below", 2.5, "all", "hours", "h", profiles=("cpu",), machine="2 CPU cores"),
 )
 
 
@@ -174,11 +176,15 @@ def check_claims(claims: tuple[Claim, ...] = CLAIMS) -> None:
 
 
 def measure(claims: tuple[Claim, ...], profile: str, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Key -> measured value, for the claims that are promised for `profile` and that its summaries (by notebook number) hold."""
+    """Key -> measured value, for the claims that are promised for `profile` and that its summaries (by notebook number) hold.
+
+    A promise about one kind of machine is answered by a summary whose "machines" are all of it.
+    """
     measured = {}
     for claim in claims:
         if not claim.profiles or profile in claim.profiles:
             value = read_value(summaries.get(claim.notebook, {}), claim.where)
-            if value is not None:
+            machines = summaries.get(claim.notebook, {}).get("machines", [])
+            if value is not None and (not claim.machine or (machines and all(machine.startswith(f"{claim.machine},") for machine in machines))):
                 measured[claim.key] = value
     return measured

@@ -119,9 +119,10 @@ def examine(folder: Path, data: ImageDataset, scenes: int, samples: int) -> dict
     found = scene_accuracy(pipe, scene_specs(pipe.image_size, scenes, KINDS), **EXAM)
     result = {kind: {fact: found[kind][fact] for fact in ("right", "colour", "shape")} for kind in KINDS}
     try:
-        result["kid"] = sample_kid(pipe, data, samples, features_by_name(), **EXAM)["kid"] if samples >= 4 else None
+        distance = sample_kid(pipe, data, samples, features_by_name(), **EXAM) if samples else {"kid": None, "pictures": 0}
+        result |= {name: distance[name] for name in ("kid", "pictures")}
     except QualityError:
-        result["kid"] = None  # the feature packages are not here
+        result |= {"kid": None, "pictures": 0}  # too few, or the feature packages are not here
     return to_plain(result)
 
 
@@ -139,7 +140,7 @@ def fight(options: argparse.Namespace) -> dict[str, Any]:
         few = load_pictures(options.data, base, 4 * options.batch_size, options.batch_size)
         planned = in_time_of(planned, time_steps(configs, few, train, start, home / "timing", options.rounds))
         write_text(plan_file, json.dumps(planned, indent=1) + "\n")
-    pictures = load_pictures(options.data, base, options.limit)
+    pictures = load_pictures(options.data, base, options.limit, max(500, options.samples))
     results: dict[str, Any] = {}
     for name, config in configs.items():
         steps = steps_for(options.minutes, planned[name])
@@ -149,7 +150,10 @@ def fight(options: argparse.Namespace) -> dict[str, Any]:
         with open_run(home / name, config, recipe, options.data, loss_options=LOSS) as run:
             trained = train_text_to_image(config, *pictures, recipe, run, start, **LOSS)
         if not exam_file.is_file():
-            write_text(exam_file, json.dumps(examine(trained.pipeline_path, pictures[1], options.scenes, options.samples), indent=1) + "\n")
+            found = examine(trained.pipeline_path, pictures[1], options.scenes, options.samples)
+            if found["kid"] is None and options.samples:
+                exam_file = exam_file.with_name(".exam-without-distance.json")  # once the features are here, it is asked again
+            write_text(exam_file, json.dumps(found, indent=1) + "\n")
         results[name] = {"weights": weights(config), "timed": planned[name], "steps": steps, "minutes": read_summary(home / name)["minutes"],
                          "loss": [[row["seconds"] / 60, row["held_out_loss"]] for row in read_metrics(home / name) if row.get("held_out_loss") is not None],
                          **json.loads(exam_file.read_text(encoding="utf-8"))}
@@ -198,14 +202,14 @@ def _section(name: str, found: Mapping[str, Any]) -> str:
     head = ["core", "weights", "a step", "steps", "pictures", "minutes", "held-out loss", *(f"{kind} right" for kind in KINDS), "kernel distance x 1000"]
     lines = [f"## Preset `{options['preset']}` at {options['image_size']} px", "",
              f"Data `{options['data']}`, stage 3 from the same autoencoder, seed {options['seed']}, batches of {options['batch_size']}, rate {options['learning_rate']:g}, one depth throughout; "
-             f"{options['minutes']:g} minutes each, {options['scenes']} held-out scenes of each kind and {options['samples']} samples. {found['machine']}; commit {found['commit']}.",
+             f"{options['minutes']:g} minutes each, {options['scenes']} held-out scenes of each kind and {max(result.get('pictures', options['samples']) for result in contenders.values())} samples. {found['machine']}; commit {found['commit']}.",
              "", markdown_table(head, rows), "", f"![Held-out loss by minutes](duel-{name}.png)"]
     if "grfm" in contenders:
         lines += [""]
         for other, result in contenders.items():
             if other != "grfm":
                 words = [f"{kind}: {verdict(contenders['grfm'][kind]['right'], result[kind]['right'])}" for kind in KINDS]
-                words += [f"kernel distance: {verdict(result['kid'], contenders['grfm']['kid'])}"] if result.get("kid") else []  # less is better
+                words += [f"kernel distance: {verdict(result['kid'], contenders['grfm']['kid'])}"] if result.get("kid") and contenders["grfm"].get("kid") else []  # less is better
                 lines.append(f"- GRFM against {called(other, found)}: {', '.join(words)}.")
     return "\n".join(lines)
 
@@ -235,7 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"reports.duel: {error}", file=sys.stderr)
         return 2
     name, file = duel_name(found), options.out / "duel.json"
-    duels = {**(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}), name: found}
+    duels = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if duels.get(name, {}).get("options") == found["options"]:  # who fought before, on the same terms, stays in the table
+        found["contenders"] = duels[name]["contenders"] | found["contenders"]
+    duels[name] = found
     write_text(file, json.dumps(duels, indent=1) + "\n")
     curves = {called(key, found): result["loss"] for key, result in found["contenders"].items()}
     save_figure(loss_comparison(curves, "Held-out loss by minutes of training"), options.out / f"duel-{name}.png")

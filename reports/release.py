@@ -11,6 +11,8 @@ metadata keep both, so a released model can be released again over itself with o
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,7 @@ from iris.evaluation.figures import image_grid, save_figure
 from iris.evaluation.neighbours import Gallery, retrieve
 from iris.nn.generator import parameter_count
 from iris.pipeline import IRISPipeline
+from iris.training.latents import weights_digest
 
 # Not picked by their looks: the first prompts of each kind that a visitor would try, always with seed 0.
 SCENES = ("a red circle", "a blue star", "a large green triangle", "two red squares", "three yellow circles", "a purple ring on a black background",
@@ -276,20 +279,23 @@ def release(
     note: Annotated[str, typer.Option(help="what the card's recipes do not tell, such as a change of the weights by hand")] = "",
     sampler: Annotated[str | None, typer.Option(help="default sampler: euler, heun or consistency; the run's own by default")] = None,
 ) -> None:
-    """Write the released model, its card and its sample sheet."""
+    """Write the released model, its card and its sample sheet; all of them, or nothing changes."""
     pipe = IRISPipeline.from_pretrained(run)
     kept = pipe.metadata.get("figures", {})
     if run.resolve() == folder.resolve() and not kept and not (quality and note and (depth or not _tells_of_depth(folder / "README.md"))):
         raise typer.BadParameter(f"{folder} tells its figures on its card alone; give --quality, --depth and --note again, or they are lost.")
-    figures, thinking = (json.loads(file.read_text()) if file else kept.get(name, {}) for name, file in (("quality", quality), ("depth", depth)))
+    figures, thinking = (_read(file) if file else kept.get(name, {}) for name, file in (("quality", quality), ("depth", depth)))
     for name, told in (("quality", figures if quality else {}), ("depth", thinking if depth else {})):
         if (told.get("model_hash") or pipe.metadata["hash"]) != pipe.metadata["hash"]:
             raise typer.BadParameter(f"--{name} measures another model than {run}: its hash is {told['model_hash']}, that of {run} {pipe.metadata['hash']}.")
-    if quality:
-        figures["as_released"] = run.resolve() == folder.resolve()
+    if figures.get("parameters", {}).get("int8"):
+        raise typer.BadParameter("--quality was measured with --int8, which is not how these weights are stored; measure it without.")
+    sampler = sampler or thinking.get("sampler")
+    if thinking.get("sampler", sampler) != sampler:
+        raise typer.BadParameter(f"--depth was measured with the sampler {thinking['sampler']}, and so were its efforts; measure it with --sampler {sampler}.")
     note = note or kept.get("note", "")
     pipe.metadata["figures"] = {"quality": figures, "depth": thinking, "note": note}
-    chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale, "sampler": sampler or thinking.get("sampler"),
+    chosen = {"num_steps": num_steps, "num_iterations": num_iterations, "guidance_scale": guidance_scale, "sampler": sampler,
               "exit_threshold": thinking.get("automatic", {}).get("threshold"), "carry_state": thinking.get("carry_state"), "timestep_shift": thinking.get("timestep_shift")}
     pipe.defaults = replace(pipe.defaults, **{key: value for key, value in chosen.items() if value is not None})
     training = pipe.metadata["training"]
@@ -302,15 +308,42 @@ def release(
             pipe.metadata["by_iterations"] = {row["num_iterations"]: round(row["right"]["every"]["value"], 4) for row in thinking["by_iterations"]}
     if eight_bits is not None:
         pipe.metadata["eight_bits"] = eight_bits
-    stored = ("generator",) if pipe.metadata.get("eight_bits") else ()
-    pipe.save_pretrained(folder, eight_bits=stored)
-    pipe = IRISPipeline.from_pretrained(folder, text_path=pipe.config.text.path)  # the sheet shows what is released, rounding included
-    prompts, images, pipe.metadata["examples"] = contact_sheet(pipe, source)
-    pipe.save_pretrained(folder, eight_bits=stored)
-    save_figure(image_grid(images, prompts, columns=8), folder / "samples.png", dpi=100)
-    (folder / "README.md").write_text(model_card(pipe, folder.as_posix(), figures, thinking, note))
+    stored, measured = ("generator",) if pipe.metadata.get("eight_bits") else (), _weights_of(pipe)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as home:
+        draft = Path(home) / "model"
+        pipe.save_pretrained(draft, eight_bits=stored)
+        pipe = IRISPipeline.from_pretrained(draft, text_path=pipe.config.text.path)  # the sheet shows what is released, rounding included
+        if figures:
+            as_before = _weights_of(pipe) == measured and (bool(quality) or figures.get("as_released", False))
+            pipe.metadata["figures"]["quality"] = figures = figures | {"as_released": as_before}
+        prompts, images, pipe.metadata["examples"] = contact_sheet(pipe, source)
+        save_figure(image_grid(images, prompts, columns=8), draft / "samples.png", dpi=100)
+        (draft / "README.md").write_text(model_card(pipe, folder.as_posix(), figures, thinking, note), encoding="utf-8")
+        pipe.save_pretrained(folder, eight_bits=stored)
+        for name in ("samples.png", "README.md"):
+            os.replace(draft / name, folder / name)
     typer.echo(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """The figures that `python -m iris.evaluation ... --json` printed into a file."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error}; write it with python -m iris.evaluation quality (or depth) MODEL --json > {file.name}.") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{file} holds no figures.")
+    return found
+
+
+def _weights_of(pipe: IRISPipeline) -> tuple[str, str]:
+    return weights_digest(pipe.generator), weights_digest(pipe.autoencoder)
+
+
 if __name__ == "__main__":
-    typer.run(release)
+    try:
+        typer.run(release)
+    except ValueError as error:  # every error of iris that is meant for people is one
+        typer.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None

@@ -48,11 +48,11 @@ def collect(profile: Profile, tasks: Sequence[Task], before: Mapping[str, Any] |
 
 
 def _kept(tasks: Sequence[Task], before: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The earlier rows of notebooks that have no record here, unless a model that they measured is another one here."""
+    """The earlier rows of notebooks that have no record here, unless a model that they measured, or what the profile says of them, is another here."""
     kept = {}
     for task in tasks:
         row, now = before.get("notebooks", {}).get(task.notebook.number), task.models()
-        if row and task.state() == NEW and all(now.get(name) in ("", model) for name, model in row.get("models", {}).items() if model):
+        if row and task.state() == NEW and row.get("settings", task.settings()) == task.settings() and all(now.get(name) in ("", model) for name, model in row.get("models", {}).items() if model):
             kept[task.notebook.number] = {"machine": before.get("machine", ""), **row}
     return kept
 
@@ -91,7 +91,7 @@ def _briefly(value: Any) -> str:
 def _row(task: Task, status: str) -> dict[str, Any]:
     """A notebook's line. Its time is at least that of the training: the record of a session that was lost may be lost with it."""
     record, summary = task.record(), task.summary() if task.record() else {}
-    return {"name": task.notebook.name, "title": task.notebook.title, "status": status,
+    return {"name": task.notebook.name, "title": task.notebook.title, "status": status, "settings": task.settings(),
             "seconds": round(max(record.get("seconds", 0.0), 60 * summary.get("minutes", 0.0)), 1),
             "models": record.get("models", {}), "commit": record.get("commit", ""), "started": record.get("started", ""), "step": summary.get("step"), "machine": summary.get("machine", ""),
             "data": _without_path(str(summary.get("data", task.parameters.get("data", ""))))}
@@ -113,7 +113,7 @@ def _totals(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]
     if not rows or any(row["status"] != FINISHED for row in rows.values()):
         return {}
     seconds = sum(row["seconds"] for row in rows.values())
-    return {"all": {"minutes": round(seconds / 60, 2), "hours": round(seconds / 3600, 3)}}
+    return {"all": {"minutes": round(seconds / 60, 2), "hours": round(seconds / 3600, 3), "machines": sorted({row["machine"] for row in rows.values()})}}
 
 
 def _figures(task: Task) -> list[Path]:

@@ -83,6 +83,13 @@ class Task:
         before = gained | self.record().get("parameters", {})
         return {name: value for name, value in before.items() if name not in UNTOLD and value != self.parameters.get(name)}
 
+    def settings(self) -> str:
+        """Twelve hex digits of what the task says otherwise than its notebook by itself and what decides a figure; the same wherever its runs lie."""
+        usual = {name: _moved(value, self.folder.parent) for name, value in self.notebook.defaults().items()}
+        said = {name: str(value).replace(str(self.folder.parent), "runs") for name, value in sorted(self.parameters.items())
+                if name not in UNTOLD and name not in FREE and value != usual.get(name)}
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+
     def other_models(self) -> list[str]:
         """Parameters that name a folder whose model is not the one that the last attempt read there."""
         before, now = self.record().get("models", {}), self.models()

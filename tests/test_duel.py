@@ -83,6 +83,8 @@ def test_a_duel_from_its_timing_to_its_table_and_the_same_command_trains_nothing
     assert duel.main(arguments) == 0
     assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("metrics.jsonl")}
     assert json.loads((tmp_path / "duel.json").read_text())["nano-64"]["contenders"] == found["contenders"]
+    assert duel.main([word if word != "unrolled" else "attention" for word in arguments if word != "grfm"]) == 0  # who joins later joins the table
+    assert set(json.loads((tmp_path / "duel.json").read_text())["nano-64"]["contenders"]) == {"grfm", "unrolled", "attention"}
     other = {**found, "options": {**found["options"], "image_size": 128}}
     both = duel.duels_markdown({duel.duel_name(one): one for one in (found, other)})
     assert [both.count(f"## Preset `nano` at {side} px") for side in (64, 128)] == [1, 1] and "duel-nano-128.png" in both

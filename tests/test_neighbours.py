@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from oracles import Art, Oracle, pixel_features
+from picture_samples import make_folder
 
-from iris.data import Scenes
+from iris.data import Scenes, load_dataset_by_name
 from iris.evaluation import neighbours
 from iris.evaluation.drawing import QualityError
 from iris.evaluation.neighbours import Gallery, nearest_training, retrieval
@@ -106,3 +109,13 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch):
     near = (queries[:, None] - all_of_it[None]).square().sum(-1).sqrt().sort(dim=1)
     assert count == 30 and index == near.indices[:, 0].tolist()
     assert ratio == pytest.approx((near.values[:, 0] / near.values[:, 1]).tolist(), rel=1e-5)
+
+
+def test_copies_are_looked_for_among_what_training_had_however_the_source_is_spelt(tmp_path: Path) -> None:
+    """A folder's model knows its name alone, and its own twenty pictures; the folder may hold more."""
+    root = make_folder(tmp_path / "art", 60)
+    whole = load_dataset_by_name(f"folder:{root}", 64, "train")
+    pipe = Oracle({item.captions[0]: item.image for item in whole})
+    for told, expected in (({"data": "folder:art", "examples": 20}, 20), ({"data": "folder:art", "examples": 500}, len(whole)), ({"data": "scenes", "examples": 20}, len(whole))):
+        pipe.metadata = {"training": told}
+        assert nearest_training(pipe, f"folder:{root}", 8)[1]["training_pictures"] == expected, told

@@ -174,7 +174,7 @@ def test_what_a_picture_tells_draws_it_again_whatever_the_model_would_do_by_itse
         assert np.array_equal(pixels(carrying(**told)), pixels(result)), options
 
 
-def test_a_state_is_not_carried_over_a_jump_unless_it_is_asked_for(pipeline: IRISPipeline) -> None:
+def test_a_state_is_not_carried_over_a_jump_unless_it_is_asked_for_or_the_models_own_way(pipeline: IRISPipeline) -> None:
     """It was made for noise that the jump has replaced: a model that carries by default drew 29 % right so, and all of them without."""
     carrying, settings = copy.copy(pipeline), {"seed": 3, "num_steps": 3, "num_iterations": 2, "sampler": "consistency"}
     carrying.defaults = dataclasses.replace(pipeline.defaults, carry_state=True)
@@ -182,6 +182,9 @@ def test_a_state_is_not_carried_over_a_jump_unless_it_is_asked_for(pipeline: IRI
     assert torch.equal(result.latents, fresh.latents) and result.parameters["carry_state"] is False
     assert not torch.equal(carried.latents, fresh.latents)
     assert np.array_equal(trace(carrying, "a red circle", **settings).image, np.asarray(fresh.images[0]))
+    carrying.defaults = dataclasses.replace(carrying.defaults, sampler="consistency")  # jumps and carrying were measured together
+    assert torch.equal(carrying("a red circle", **settings).latents, carried.latents)
+    assert np.array_equal(trace(carrying, "a red circle", **settings).image, np.asarray(carried.images[0]))
 
 
 def test_seeds_count_up_within_a_prompt(pipeline: IRISPipeline) -> None:

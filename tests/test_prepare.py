@@ -1,11 +1,10 @@
-"""Laws of what notebooks lean on: iris.install, iris.training.prepare, iris.evaluation.reading, laws and snapshots."""
+"""Laws of what notebooks lean on: iris.install, iris.training.prepare, iris.evaluation.reading, and laws."""
 
 from __future__ import annotations
 
 import copy
 import math
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,7 +46,6 @@ from iris.evaluation.reading import (
     rows_of_samples,
     steps_by_iterations,
 )
-from iris.evaluation.snapshots import Snapshots
 from iris.flow import sample_timesteps
 from iris.nn.autoencoder import WaveletVAE
 from iris.nn.generator import Generator
@@ -202,6 +200,8 @@ def test_a_measurement_belongs_to_one_model(model_folder: Path, tmp_path: Path) 
         close_run(run, "10_quality", ["Good."], psnr=30.0)
     with open_measurement(folder, pipe) as run:
         assert run.summary()["psnr"] == 30.0 and run.summary()["measured"]["preset"] == "nano"
+        assert not run.figure_path("1_bands").exists()  # with other counts it might not be made again, and stand beside what it is not of
+        run.figure_path("1_bands").write_bytes(b"png")
     with open_measurement(folder, other) as run:
         assert run.summary() == {} and not run.figure_path("1_bands").exists() and (folder / "previous-1" / "figures" / "1_bands.png").exists()
 
@@ -270,6 +270,9 @@ def test_without_a_start_an_autoencoder_is_trained_once(tmp_path: Path, capsys: 
     assert again.folder == start.folder and snapshot(start.folder) == weights and len(rows) == trained and "start_over" in again.why
     with pytest.raises(RunError, match=r"recipe\.train_steps"):
         start_with_autoencoder(*arguments[:3], plan_training(3, 0.0, 4, 1e-3), *arguments[4:])
+    others = (load_pictures("scenes", config, 9, 8), *arguments[3:])
+    with pytest.raises(RunError, match="it differs in pictures"):  # a folder is known by its name alone, and may hold others by now
+        start_with_autoencoder(*arguments[:2], *others)
     earlier = tmp_path / "01" / "pipeline"  # run since; what was begun here goes on all the same, unless it is told to start over
     shutil.copytree(start.folder, earlier)
     assert start_with_autoencoder([str(earlier)], *arguments[1:]).folder == start.folder
@@ -391,6 +394,7 @@ def test_every_weight_gets_a_gradient_and_a_dead_one_is_named(model_folder):
     pipe = load_pipeline(model_folder)
     data = load_dataset_by_name("scenes", 32, "held_out", 4)
     assert weights_without_gradient(pipe, data) == []
+    assert weights_without_gradient(pipe, load_dataset_by_name("scenes", 32, "held_out", 1)) == []  # a small folder holds one out
     assert not any(parameter.requires_grad for parameter in pipe.generator.parameters())
     with torch.no_grad():
         next(parameter for name, parameter in pipe.generator.named_parameters() if name.startswith("output")).zero_()
@@ -422,29 +426,3 @@ def test_a_variants_total_needs_memory_and_the_text_tower():
     assert weigh_variant("tiny", size, None)["total_megabytes"] is None
     bare = Footprint("tiny", 256, 8, parameters, {}, "clip-l", None)
     assert weigh_variant("tiny", bare, MemoryUse("x", 1, 2, 3))["total_megabytes"] is None
-
-
-# --- snapshots -----------------------------------------------------------------------------------------------------
-
-
-def test_snapshots_draw_the_newest_checkpoint_once_a_moment(model_folder, tmp_path):
-    config = preset("nano")
-    pipe = load_pipeline(model_folder)
-    average = {f"module.{name}": value for name, value in pipe.generator.state_dict().items()} | {"n_averaged": torch.tensor(3)}
-    with Run.open(tmp_path) as run:
-        shots = Snapshots(run, config, model_folder, ["a red circle", "a star"], train_steps=32, count=3, num_steps=2)
-        assert shots.moments == [4, 8, 16]
-        shots({"step": 5})  # no checkpoint yet
-        assert shots.steps() == []
-        for step in (3, 4, 7, 12):  # 3 and 7 are older than the moments that have passed: they would show what 4 and 12 show better
-            write_checkpoint(run.checkpoint_path / f"step-{step:08d}", {"recipe": {}}, {"average": average}, {"step": step})
-            for _ in range(3):
-                shots({"step": step + 1})
-        assert shots.steps() == [4, 12]
-        images, captions = shots.pictures()
-        assert captions == ["step 4: a red circle", "step 4: a star", "step 12: a red circle", "step 12: a star"]
-        drawn = pipe(["a red circle", "a star"], num_steps=2, num_iterations=config.generator.mean_iterations, guidance_scale=3.0, seed=[0, 1])
-        assert np.array_equal(np.asarray(images[2]), np.asarray(drawn.images[0]))
-        assert Snapshots(run, config, model_folder, ["a red circle", "a ring"], train_steps=32).pictures() == ([], [])  # drawn from other words
-        assert not [path for path in (run.path / "figures").glob("*.png")]  # no figure of a report
-        assert all(re.fullmatch(r"step-\d{8}-\d{2}\.png", path.name) for path in shots.folder.glob("*"))

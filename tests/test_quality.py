@@ -177,6 +177,26 @@ def test_kernel_distance_tells_true_pictures_from_others():
         quality.sample_kid(Oracle(truth), data, 2, pixel_features)
 
 
+def test_a_picture_that_a_mix_repeats_is_one_witness():
+    """Copies of one picture are compared with each other, and would push even a perfect model's distance up and the null's down."""
+    scenes = Scenes(32, 24, split="held_out")
+
+    class Mix:
+        name = "mix"
+
+        def __len__(self) -> int:
+            return 60
+
+        def __getitem__(self, index: int):
+            return scenes[index % 24]
+
+    truth = {item.captions[0]: item.image for item in (scenes[i] for i in range(24))}
+    found = quality.sample_kid(Oracle(truth), Mix(), 40, pixel_features)
+    assert found["pictures"] == 24
+    assert found["kid"].value == pytest.approx(quality.sample_kid(Oracle(truth), scenes, 40, pixel_features)["kid"].value)
+    assert len(drawing.different_pictures(Mix(), 10, range(60))) == 10 and len(drawing.different_pictures(Mix(), 99, range(60))) == 24
+
+
 def test_art_is_asked_for_by_its_style():
     """Else a picture in another style, which the bare name allows, would stand against the style's art."""
     art = Art()

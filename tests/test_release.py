@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_release_draws_by_what_was_measured_and_tells_it(run, tmp_path: Path) 
     assert pipe.metadata["frontier"]["Draft"] == [2, 2] and pipe.metadata["by_iterations"] == {"2": 0.5} and len(pipe.metadata["examples"]) == 6
     card = (tmp_path / "released" / "README.md").read_text()
     assert (tmp_path / "released" / "samples.png").stat().st_size > 1000
-    for told in ("before they were rounded to half precision", "fluent-3d: MIT", "scenes: drawn by this repository", "0.5 (0.2 to 0.8)", "relative change of 0.42", "80%", "By hand.",
+    for told in ("on these weights", "fluent-3d: MIT", "scenes: drawn by this repository", "0.5 (0.2 to 0.8)", "relative change of 0.42", "80%", "By hand.",
                  "--data scenes --count 8 --samples 0 --num-steps 12 --guidance-scale 3 --timestep-shift 0.6 --sampler heun --seed 3 --json"):
         assert told in card, told
     shards = [file.read_bytes() for file in sorted((tmp_path / "released").glob("*.safetensors"))]
@@ -94,7 +95,42 @@ def test_a_release_in_eight_bits_stays_so_and_takes_figures_of_its_own(run, tmp_
     figures.write_text(json.dumps({"scenes": {}, "seed": 0, "model_hash": IRISPipeline.from_pretrained(small).metadata["hash"]}))
     with pytest.raises(typer.BadParameter, match="measures another model"):
         release(half, tmp_path / "other", figures, None, None, None, None, "", None, "")
+    again = tmp_path / "again"
+    shutil.copytree(half, again)
+    figures.write_text(json.dumps({"scenes": {}, "seed": 0, "model_hash": IRISPipeline.from_pretrained(again).metadata["hash"]}))
+    release(again, again, figures, None, None, None, None, "", True, "By hand.")  # eight bits are other weights than the ones that were measured
+    assert "before they were rounded to eight bits" in (again / "README.md").read_text()
+    figures.write_text(json.dumps({"scenes": {}, "seed": 0, "model_hash": IRISPipeline.from_pretrained(small).metadata["hash"]}))
     release(small, small, figures, None, None, None, None, "", None, "")
     assert shards(small) == first
     card = (small / "README.md").read_text()
     assert "stored in eight bits" in card and "on these weights" in card
+
+
+def test_what_was_measured_otherwise_is_not_told_of_these_weights(run, tmp_path: Path) -> None:
+    told, file = run(training("scenes")), tmp_path / "figures.json"
+    for quality, depth, sampler, figures, sentence in (
+        (file, None, None, {"parameters": {"int8": True}}, "measured with --int8"), (None, file, "euler", {"sampler": "consistency"}, "measured with the sampler consistency"),
+        (tmp_path / "gone.json", None, None, {}, "cannot be read"), (file, None, None, [1], "holds no figures"),
+    ):
+        file.write_text(json.dumps(figures))
+        with pytest.raises(typer.BadParameter, match=sentence):
+            release(told, tmp_path / "released", quality, depth, None, None, None, "", None, "", sampler)
+    assert not (tmp_path / "released").exists()
+
+
+def test_a_release_that_fails_half_way_changes_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, released = run(training("scenes")), tmp_path / "released"
+    monkeypatch.setattr("reports.release.contact_sheet", lambda pipe, source: (["a red circle"], pipe("a red circle", num_steps=1, num_iterations=1).images, ["a red circle"]))
+    release(told, released, None, None, None, None, None, "", None, "The first.")
+    (released / "LICENSE").write_text("mine")
+    before = {path.name: path.read_bytes() for path in released.iterdir()}
+
+    def fails(pipe: IRISPipeline, source: str) -> None:
+        raise ValueError("no art here")
+
+    monkeypatch.setattr("reports.release.contact_sheet", fails)
+    with pytest.raises(ValueError, match="no art here"):
+        release(told, released, None, None, 3, None, None, "", None, "The second.")
+    assert {path.name: path.read_bytes() for path in released.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["released", "run"], "nor is a draft left"

@@ -278,9 +278,19 @@ def test_the_specifications_table_holds_without_a_run():
 
 
 def test_a_profile_answers_only_for_what_it_was_promised_for():
-    summaries = {"10": {"accuracy_percent": {"one": 3.0}}, "all": {"minutes": 2.0, "hours": 0.03}}
+    summaries = {"10": {"accuracy_percent": {"one": 3.0}}, "all": {"minutes": 2.0, "hours": 0.03, "machines": ["2 CPU cores, Python 3.11"]}}
     assert set(measure(CLAIMS, "smoke", summaries)) == {"smoke_minutes"}
     assert set(measure(CLAIMS, "cpu", summaries)) == {"one_object", "cpu_hours"}
+
+
+def test_a_promise_about_a_machine_is_answered_on_that_machine_alone():
+    def answered(profile: str, *machines: str) -> set[str]:
+        return set(measure(CLAIMS, profile, {"all": {"minutes": 2.0, "hours": 0.03, "machines": list(machines)}}))
+
+    two, many, t4 = "2 CPU cores, Python 3.11", "64 CPU cores, Python 3.11", "Tesla T4, 2 CPU cores, Python 3.11"
+    assert answered("cpu", two) == {"cpu_hours"} and answered("t4", t4) == {"t4_hours"} and answered("cpu", two, "2 CPU cores, Python 3.12")
+    for profile, machines in (("cpu", [many]), ("cpu", [two, many]), ("cpu", [t4]), ("cpu", []), ("cpu", [""]), ("t4", [two]), ("t4", [t4, "NVIDIA A100, 12 CPU cores"])):
+        assert not answered(profile, *machines), machines
 
 
 def test_a_recipes_miss_is_not_hidden_behind_a_better_model():
@@ -391,6 +401,9 @@ def test_what_was_run_elsewhere_is_kept_until_it_is_run_here(small, kernel, tmp_
     list(run_tasks(plan(Profile("small", profile.about, {"01": {"steps": 6}}), notebooks, here), False, lambda line: None))
     fresh = rows_of(small, here, results)  # 02 was measured on another 01 than the one that lies here now
     assert [row["status"] for row in fresh["notebooks"].values()] == ["finished, but with steps = 6", "not run", "finished"] and fresh["measured"] == {}
+    edited = Profile("small", profile.about, {**profile.settings, "02": {"steps": 8}})
+    now = collect(edited, plan(edited, notebooks, tmp_path / "nowhere"), results)
+    assert [row["status"] for row in now["notebooks"].values()] == ["finished", "not run", "finished"] and now["measured"] == {}
 
 
 def test_the_time_of_a_lost_session_counts(small, kernel, tmp_path):

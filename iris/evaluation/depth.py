@@ -23,8 +23,10 @@ from iris.data import Example, caption_scene, load_dataset_by_name, streams
 from iris.evaluation.drawing import (
     Features,
     QualityError,
+    different_pictures,
     features_by_name,
     has_scenes,
+    require_enough,
     source_of,
     telling_caption,
     to_tensor,
@@ -99,14 +101,15 @@ class DepthExam:
         self.captions: list[str] = []
         if samples:
             items = self._items("held_out", samples)
+            require_enough(len(items))
             self.captions, self.real = [telling_caption(item) for item in items], self.features(to_tensor([item.image for item in items]))
         if not self.specs and not self.captions:
             raise QualityError(f"there is nothing to judge pictures of {source} by; give a number of samples for the kernel distance.")
 
     def _items(self, split: str, number: int) -> list[Example]:
-        """Up to `number` pictures of a split with their captions, chosen by the seed."""
+        """Up to `number` different pictures of a split with their captions, chosen by the seed."""
         dataset = load_dataset_by_name(self.source, self.pipe.image_size, split, number if streams(self.source) else None)
-        return [dataset[int(index)] for index in np.random.default_rng(self.seed).permutation(len(dataset))[:number]]
+        return different_pictures(dataset, number, np.random.default_rng(self.seed).permutation(len(dataset)))
 
     def practice(self) -> DepthExam:
         """Twice as many scenes of the same kinds as training has them: what is chosen on these may be judged by the exam's own."""
@@ -253,7 +256,7 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     num_steps = num_steps or (4 if student else 12)
     steps, iterations = matrix or _with_its_own(STUDENT_GRID if student else GRID, pipe.defaults.num_iterations)
     exam = DepthExam(pipe, count, samples, data, seed, batch_size, guidance_scale)
-    look = DepthExam(pipe, 0, looks, data, seed, batch_size, guidance_scale) if looks and exam.specs and not exam.captions else exam
+    look = DepthExam(pipe, 0, looks, data, seed, batch_size, guidance_scale) if exam.specs and looks > samples else exam
     by_iterations = [exam.take(Setting(num_steps, depth)) for depth in depths]
     carried_steps = 4 if student else 8
     fresh, carried = ([exam.take(Setting(carried_steps, depth, carry)) for depth in CARRIED_DEPTHS] for carry in (False, True))

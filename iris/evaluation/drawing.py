@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from iris.data import Example
+from iris.data import Example, ImageDataset
 from iris.features import load_features
 from iris.pipeline import IRISPipeline, from_pil
 
 Features = Callable[[Tensor], Tensor]   # images [B, 3, H, W] in [-1, 1] -> [B, D]
 FEATURES = "lite1"
+FEWEST = 4  # pictures that a kernel distance takes: two in each half
 
 
 class QualityError(ValueError):
@@ -56,6 +58,23 @@ def telling_caption(item: Example) -> str:
     """
     style = item.key.rpartition("/")[0].replace("-", " ")
     return next((caption for caption in item.captions if style and style in caption.lower()), item.captions[0])
+
+
+def different_pictures(dataset: ImageDataset, count: int, order: Iterable[int]) -> list[Example]:
+    """The first `count` items whose pictures differ, in `order`; one that a mix repeats comes once, for two copies are not two witnesses."""
+    found: dict[str, Example] = {}
+    for index in order:
+        if len(found) == count:
+            break
+        item = dataset[int(index)]
+        found.setdefault(hashlib.sha256(np.ascontiguousarray(item.image)).hexdigest(), item)
+    return list(found.values())
+
+
+def require_enough(number: int) -> None:
+    """QualityError where `number` pictures are too few for a kernel distance."""
+    if number < FEWEST:
+        raise QualityError(f"{number} pictures are too few for a kernel distance; use {FEWEST} or more, and 512 for a figure to quote.")
 
 
 def draw_all(pipe: IRISPipeline, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, what: str = "drawing",

@@ -74,6 +74,7 @@ def weights_without_gradient(pipe: IRISPipeline, dataset: ImageDataset, count: i
     One caption is dropped, so that the learned null caption takes part. The pipeline is left as it was.
     """
     examples = [dataset[index] for index in range(min(count, len(dataset)))]
+    examples = examples * 2 if len(examples) == 1 else examples  # one of them keeps its caption
     latents = pipe.encode([Image.fromarray(example.image) for example in examples]).clone()
     condition = pipe.text_encoder.encode([example.captions[0] for example in examples]).to(pipe.device)
     tokens, mask = condition.tokens.clone(), condition.mask.clone()

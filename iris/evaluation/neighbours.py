@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from iris.data import Example, ImageDataset, emoji_of, load_dataset_by_name, streams
+from iris.data.base import placeless
 from iris.evaluation.drawing import Features, QualityError, draw_all, features_by_name, telling_caption, to_tensor
 from iris.evaluation.metrics import bootstrap, retrieval_ranks, share
 from iris.pipeline import IRISPipeline
@@ -167,7 +168,11 @@ def nearest_training(pipe: IRISPipeline, source: str, limit: int = 64, seed: int
     are those of `source`, as many as the model's last training had, where it had them of it or they come over a network.
     """
     told = pipe.metadata.get("training", {})
-    training = load_dataset_by_name(source, pipe.image_size, "train", told.get("examples") if streams(source) or told.get("data") == source else None)
+    had, examples = placeless(told.get("data", "")), told.get("examples")
+    known = streams(source) or placeless(source) == had
+    training = load_dataset_by_name(source, pipe.image_size, "train", examples if known else None)
+    if not known and examples and examples < len(training) and placeless(training.name) == had:  # the same, under its full name
+        training = load_dataset_by_name(source, pipe.image_size, "train", examples)
     unseen = load_dataset_by_name(source, pipe.image_size, "held_out", limit)
     asked = [training[index] for index in range(min(limit, len(training)))]
     prompts = [telling_caption(item) for item in asked]

@@ -35,11 +35,14 @@ from iris.data import (
 )
 from iris.evaluation.drawing import (
     FEATURES,
+    FEWEST,
     Features,
     QualityError,
+    different_pictures,
     draw_all,
     features_by_name,
     has_scenes,
+    require_enough,
     source_of,
     telling_caption,
     to_tensor,
@@ -50,7 +53,6 @@ from iris.nn.autoencoder import WaveletVAE
 from iris.pipeline import IRISPipeline
 
 KINDS = ("one", "relation", "many", "pair", "trio")
-FEWEST = 4  # pictures that a kernel distance takes: two in each half
 # What is asked of a picture of a scene. "right" is the headline: every object with its colour and shape, their number and
 # their relation; "all" asks for size and background too, where the caption names them.
 SCENE_FACTS: dict[str, Callable[[SceneReport], bool]] = {
@@ -68,7 +70,7 @@ SCENE_FACTS: dict[str, Callable[[SceneReport], bool]] = {
 
 def reconstruction_quality(autoencoder: WaveletVAE, dataset: ImageDataset, limit: int = 256, batch_size: int = 16,
                            features: Features | None = None) -> dict[str, Any]:
-    """Reconstruction of the first `limit` pictures, clamped to [-1, 1] as they are shown.
+    """Reconstruction of the first `limit` different pictures, clamped to [-1, 1] as they are shown.
 
     {"pictures" (how many), "psnr" (dB), "ssim", "psnr_by_band": {LL, LH, HL, HH}}: medians over pictures with 95 % bootstrap intervals.
     With `features` also "kid", "kid_null" and "kid_blur": distance of the originals to their reconstructions, of one half of
@@ -95,12 +97,12 @@ def reconstruction_quality(autoencoder: WaveletVAE, dataset: ImageDataset, limit
 
 
 def _batches(dataset: ImageDataset, limit: int, batch_size: int) -> Iterator[Tensor]:
-    """The first pictures of a data set as [B, 3, H, W] in [-1, 1]."""
-    count = min(limit, len(dataset))
-    if count == 0:
+    """The first different pictures of a data set as [B, 3, H, W] in [-1, 1]."""
+    items = different_pictures(dataset, limit, range(len(dataset)))
+    if not items:
         raise QualityError(f"the data set {dataset.name!r} has no pictures to measure with.")
-    for start in range(0, count, batch_size):
-        yield to_tensor([dataset[index].image for index in range(start, min(start + batch_size, count))])
+    for start in range(0, len(items), batch_size):
+        yield to_tensor([item.image for item in items[start: start + batch_size]])
 
 
 def _median(values: Tensor) -> Estimate:
@@ -120,8 +122,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 def _beside_null(found: Tensor, real: Tensor, blurred: Tensor) -> dict[str, Any]:
     """Kernel distance of what was found to the real pictures, beside those of halves of the real ones and of blurred copies."""
-    if len(real) < FEWEST:
-        raise QualityError(f"{len(real)} pictures are too few for a kernel distance; use {FEWEST} or more, and 512 for a figure to quote.")
+    require_enough(len(real))
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(real)))
     first, second = real[order].chunk(2)
     # What was found, and the blurred copies, belong one by one to the real pictures; the two halves do not.
@@ -188,16 +189,16 @@ def sample_kid(pipe: IRISPipeline, dataset: ImageDataset, count: int = 512, feat
                batch_size: int = 16, **arguments: Any) -> dict[str, Any]:
     """Kernel distance of pictures drawn from the captions of `dataset` to its own pictures.
 
-    {"pictures", "kid", "kid_null", "kid_blur"}; see `reconstruction_quality` for the two that stand beside it. The `telling_caption` of
+    {"pictures" (different ones), "kid", "kid_null", "kid_blur"}; see `reconstruction_quality` for the two that stand beside it. The `telling_caption` of
     each item is drawn with seed + i; `arguments` (num_steps, num_iterations, ...) go to the pipeline.
     """
-    number = min(count, len(dataset))
-    if not number:
+    if not len(dataset):
         raise QualityError(f"the data set {dataset.name!r} has no pictures to compare with.")
-    if number < FEWEST:
-        raise QualityError(f"{number} pictures are too few for a kernel distance; use {FEWEST} or more, and 512 for a figure to quote.")
+    chosen = random.Random(seed).sample(range(len(dataset)), min(count, len(dataset)))
+    items = different_pictures(dataset, count, [*chosen, *sorted(set(range(len(dataset))) - set(chosen))])
+    number = len(items)
+    require_enough(number)
     features = features or features_by_name()
-    items = [dataset[index] for index in random.Random(seed).sample(range(len(dataset)), number)]
     images = draw_all(pipe, [telling_caption(item) for item in items], range(seed, seed + number), batch_size, "samples", **arguments)
     seen: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, number, batch_size):

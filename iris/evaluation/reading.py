@@ -54,7 +54,10 @@ def open_measurement(folder: str | Path, pipe: IRISPipeline | None = None) -> Ru
     mirror = mirror_of(folder)
     measured = {} if pipe is None else {"measured": {"preset": pipe.config.name, "model_hash": pipe.metadata.get("hash", "")}}
     known = [read_config(place) for place in (folder, mirror) if place and (Path(place) / CONFIG_FILE).exists()]
-    return Run.open(folder, measured, resume=all(there == measured for there in known), mirror=mirror, take_over=True)
+    run = Run.open(folder, measured, resume=all(there == measured for there in known), mirror=mirror, take_over=True)
+    for figure in (run.path / "figures").glob("*.png"):
+        figure.unlink()  # of an earlier measurement; one that is not made again now would stand beside figures that it is not of
+    return run
 
 
 def keep_figure(run: Run, name: str, figure: Figure) -> Figure:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,8 @@ class Snapshots:
                 self._draw(max(due))
             except CheckpointError:
                 return  # a checkpoint being replaced: the next row comes soon
+            except OSError as error:  # a full disk, say: samples are not worth a training
+                warnings.warn(f"The samples of step {row['step']} are not kept: {error}", stacklevel=2)
 
     def _draw(self, since: int) -> None:
         if newest_step(self.run.path) < since:  # by its name, before all of it is read
@@ -78,7 +82,9 @@ class Snapshots:
         for index, (image, prompt) in enumerate(zip(images, self.prompts, strict=True)):
             told = PngInfo()
             told.add_itxt("prompt", prompt)
-            image.save(self.folder / f"step-{step:08d}-{index:02d}.png", pnginfo=told)
+            draft = self.folder / f".draft-{index:02d}"
+            image.save(draft, "PNG", pnginfo=told)
+            os.replace(draft, self.folder / f"step-{step:08d}-{index:02d}.png")
 
     def steps(self) -> list[int]:
         """The steps at which pictures were drawn."""
@@ -92,8 +98,12 @@ class Snapshots:
         images, captions = [], []
         for step in self.steps():
             files = [self.folder / f"step-{step:08d}-{index:02d}.png" for index in range(len(self.prompts))]
-            found = [Image.open(file) for file in files if file.is_file()]
-            if [image.text.get("prompt") for image in found] == self.prompts:
+            try:
+                found = [Image.open(file) for file in files if file.is_file()]
+                prompts = [image.text.get("prompt") for image in found]  # which reads all of each
+            except OSError:
+                continue  # torn, by a version that wrote in place or by a full disk
+            if prompts == self.prompts:
                 images += found
                 captions += [f"step {step:,}: {prompt}" for prompt in self.prompts]
         return images, captions

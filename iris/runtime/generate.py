@@ -112,8 +112,7 @@ class OnnxPipeline:
         if defaults["sampler"] not in SAMPLERS:
             raise RuntimeFailure(f"this model samples with {defaults['sampler']!r}; the runtime knows {', '.join(SAMPLERS)}.")
         context = self._context(prompts, guided=scale != 1.0)
-        carries = bool(defaults.get("carry_state")) and defaults["sampler"] != "consistency"  # as iris.pipeline.SamplingDefaults.carries
-        return self._solve(context, seeds, steps, depth, scale, defaults["sampler"], carries, float(defaults.get("timestep_shift", 1.0)))
+        return self._solve(context, seeds, steps, depth, scale, defaults["sampler"], bool(defaults.get("carry_state")), float(defaults.get("timestep_shift", 1.0)))
 
     def _context(self, prompts: list[str], guided: bool) -> Arrays:
         """Keys and values of the text; with guidance a second half of null captions."""
