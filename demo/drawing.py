@@ -91,7 +91,7 @@ def _velocities(pipeline: IRISPipeline, field: GuidedVelocity, z: Tensor, t: Ten
         velocity, field.state = pipeline.generator.readout(state.tokens, embedded), state.tokens
         yield field.guide(velocity)
         still = bool((relative_change(state.tokens, previous) < field.threshold).all())
-        if automatic and still and state.iteration >= field.min_iterations:
+        if automatic and still and state.iteration >= field.fewest(start):
             return
         previous = state.tokens
 

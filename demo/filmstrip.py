@@ -29,7 +29,7 @@ FRAME, WIDEST = 64, 128  # px: maps are drawn at least this large, and nothing l
 
 def film_note(settled: float | None = None) -> str:
     """How to read the strip; settled: the relative change below which the model's automatic depth stops."""
-    return NOTE.format(settled="" if settled is None else f": below {settled:g}, after two turns or more, automatic depth may stop")
+    return NOTE.format(settled="" if settled is None else f": below {settled:g} automatic depth may stop, after two turns, or one from a carried state")
 
 
 def filmstrip_html(trace: Trace, settled: float) -> str:

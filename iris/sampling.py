@@ -73,8 +73,8 @@ class GuidedVelocity:
 
     v = v_null + guidance_scale * (v_text - v_null); at guidance_scale 1 the null pass is skipped. `num_iterations` is a
     number or "auto": each sample stops when no token's relative change reaches `threshold`, between
-    `min_iterations` and `max_iterations`. A carried state may stand at once, but a step of one iteration leaves the detail unfinished
-    (reports/LOG.md, 2026-11-27). `spent` collects the iterations used by each sample, one [B] tensor a call.
+    `min_iterations` and `max_iterations`; one that starts from a carried state may stop after its first, since that state has been
+    thought about already (reports/LOG.md, 2026-11-28). `spent` collects the iterations used by each sample, one [B] tensor a call.
 
     With `carry_state` the core starts each call from the state it left the call before with (FPDM, 2401.08741), the first
     from `state` or zeros. `max_core_passes` is the most that a picture may spend under "auto" in `num_calls` calls, both passes of
@@ -142,6 +142,10 @@ class GuidedVelocity:
         spent = torch.stack(self.spent).sum(0).repeat(rows // len(self.spent[0])) if self.spent else torch.zeros(rows, dtype=torch.long)
         return ((self.budget - spent + calls_left - 1) // calls_left).clamp(1, self.max_iterations)
 
+    def fewest(self, start: Tensor | None) -> int:
+        """The iterations that "auto" takes at least, from zeros (None) or from a carried state."""
+        return self.min_iterations if start is None else 1
+
     def _think_until_still(self, embedded: Embedded, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows whose state has settled leave the batch, so the others cost less and nobody's picture changes."""
         injected, condition = embedded.injected, embedded.condition
@@ -155,7 +159,7 @@ class GuidedVelocity:
             still = relative_change(current.tokens, tokens) < self.threshold
             if self.guided:  # a picture's two rows decide together and leave together
                 still = self._both_halves(still, active, rows // 2)
-            leaving = (still & (iteration >= self.min_iterations)) | (iteration >= limits[active])
+            leaving = (still & (iteration >= self.fewest(start))) | (iteration >= limits[active])
             result[active[leaving]] = current.tokens[leaving]
             used[active[leaving].cpu()] = iteration
             staying = ~leaving

@@ -23,6 +23,7 @@ from iris.evaluation.depth import (
     Outcome,
     Setting,
     calibrate_threshold,
+    cheapest_as_good,
     cheapest_equal,
     frontier,
     measure_depth,
@@ -79,6 +80,14 @@ def test_equal_quality_is_within_the_interval_of_the_best() -> None:
     assert close.at_least(best) == (0.85 >= low) and not far.at_least(best)
     assert outcome(8, 4, np.int64(85)).at_least(best) is close.at_least(best)  # a plain truth value, also of a sum of NumPy's own
     assert cheapest_equal([best, close, far]) is close
+
+
+def test_automatic_depth_is_held_against_what_draws_as_many_right() -> None:
+    """And not against whatever lies within a wide interval: the fewer the pictures, the cheaper that would be."""
+    alike = [outcome(12, iterations, right, 96) for iterations, right in ((1, 82), (2, 86), (3, 88), (4, 91), (6, 91))]
+    for right, iterations in ((82, 1), (83, 2), (87, 3), (88, 3), (91, 4), (92, 4)):  # none draws 92 right: then the best, the cheaper of two
+        assert cheapest_as_good(alike, outcome(12, 5, right, 96)).setting.num_iterations == iterations, right
+    assert cheapest_equal(alike).setting.num_iterations == 2
 
 
 def test_an_effort_is_the_best_for_what_it_may_cost() -> None:

@@ -198,7 +198,7 @@ def test_a_budget_that_cannot_be_kept_is_refused(generator64: Generator, text, d
 def test_a_carried_state_is_where_the_next_call_starts(generator64: Generator, text, depth) -> None:
     z, context = seeded(3, *SHAPE, dtype=torch.float64), generator64.condition(*text)
     times = [torch.full((3,), t, dtype=torch.float64) for t in (1.0, 0.6)]
-    options = {"min_iterations": 3, "max_iterations": 3} if depth == "auto" else {}
+    options = {"min_iterations": 3, "max_iterations": 3, "threshold": 0.0} if depth == "auto" else {}
     carried = GuidedVelocity(generator64, context, num_iterations=depth, carry_state=True, **options)
     first, second = (carried(z, t) for t in times)
     assert torch.allclose(first, GuidedVelocity(generator64, context, num_iterations=3)(z, times[0]), atol=1e-12)
@@ -212,12 +212,12 @@ def test_a_carried_state_is_where_the_next_call_starts(generator64: Generator, t
 
 @torch.no_grad()
 def test_a_carried_state_that_stands_needs_the_fewest_iterations(generator64: Generator, text) -> None:
-    """The same call again, from where it ended: at rest already, it takes the minimum, where from nothing it took longer."""
+    """The same call again, from where it ended: at rest already, it takes one, where from nothing it took longer than its two at least."""
     z, t = seeded(3, *SHAPE, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
     velocity = GuidedVelocity(generator64, generator64.condition(*text), num_iterations="auto", threshold=0.4, carry_state=True)
     for _ in range(2):
         velocity(z, t)
-    assert (velocity.spent[0] > 2).all() and velocity.spent[1].tolist() == [2, 2, 2]
+    assert (velocity.spent[0] > 2).all() and velocity.spent[1].tolist() == [1, 1, 1]
 
 
 

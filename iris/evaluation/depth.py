@@ -159,6 +159,15 @@ def cheapest_equal(outcomes: Sequence[Outcome]) -> Outcome:
     return min((outcome for outcome in outcomes if outcome.at_least(best)), key=lambda outcome: outcome.passes)
 
 
+def cheapest_as_good(outcomes: Sequence[Outcome], as_what: Outcome) -> Outcome:
+    """The one of fewest core passes that is no worse than `as_what` on the same captions and seeds; where none is, the best.
+
+    Not within an interval: one that wide lets the cheapest pass for equal, and the wider, the fewer pictures were drawn.
+    """
+    enough = [outcome for outcome in outcomes if outcome.quality >= as_what.quality]
+    return min(enough, key=lambda outcome: outcome.passes) if enough else max(outcomes, key=lambda outcome: outcome.quality)
+
+
 def frontier(outcomes: Sequence[Outcome], automatic_steps: int) -> dict[str, list[int | str]]:
     """Steps and iterations of each effort, in the form that the demo reads from a model's metadata.
 
@@ -243,8 +252,8 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     fresh and with the state carried from step to step, and the share of core passes that carrying saves; where it saves any,
     "carry_state" holds and the rest is drawn so. "matrix" of steps x iterations with the "frontier" that follows. "automatic": the
     threshold chosen on practice scenes (where there are none, by distances on captions of the training), and auto beside "cheapest_fixed", the cheapest of the
-    "fixed" depths of equal quality: as many steps, their state carried where auto carries its own. Where right answers decide, `looks`
-    held-out captions tell by the kernel distance whether these two look alike too, and "equal" asks for both. "teacher": what a
+    "fixed" depths that is as good as it: as many steps, their state carried where auto carries its own. "equal": auto is as good as the best of
+    them too, within its interval; and where right answers decide, `looks` held-out captions tell by the kernel distance whether auto looks like the cheapest. "teacher": what a
     student's teacher draws in 32 steps of 8 iterations, with its own guidance where none is given. A `timestep_shift` and a
     `sampler` stand for the pipeline's own, which stay.
     """
@@ -264,8 +273,9 @@ def measure_depth(pipe: IRISPipeline, count: int = 64, samples: int = 0, data: s
     carry = saved > 0
     drawn = [exam.take(Setting(step, depth, carry)) for step in steps for depth in iterations]
     alike = [exam.take(Setting(num_steps, depth, True)) for depth in CARRIED_DEPTHS] if carry else by_iterations
-    best, fixed = max(alike, key=lambda outcome: outcome.quality), cheapest_equal(alike)
-    threshold, automatic = _automatic(exam, look, num_steps, best, fixed, carry)
+    best = max(alike, key=lambda outcome: outcome.quality)
+    threshold, automatic = _automatic(exam, look, num_steps, best, cheapest_equal(alike), carry)
+    fixed = cheapest_as_good(alike, automatic)
     if look is not exam:
         fixed = replace(fixed, kid=look.take(fixed.setting).kid)
     return {

@@ -122,8 +122,8 @@ def depth_reading(found: Mapping[str, float], bought: Mapping[str, Any], trained
         efforts = ", ".join(f"{name} {steps} x {iterations}" for name, (steps, iterations) in bought["frontier"].items())
         sentences += [
             f"Relations right at 8 iterations minus at 2: {gained['relation_gain_points']:.0f} points. Efforts: {efforts}.",
-            f"Automatic depth (threshold {bought['automatic']['threshold']:g}) spends {gained['auto_share_percent']:.0f} % of the cheapest fixed depth of equal "
-            f"quality, the carried state saves {gained['carried_saves_percent']:.0f} %.",
+            f"Automatic depth (threshold {bought['automatic']['threshold']:g}) spends {gained['auto_share_percent']:.0f} % of the cheapest fixed depth that draws as "
+            f"many right, the carried state saves {gained['carried_saves_percent']:.0f} %.",
         ]
     return sentences
 
