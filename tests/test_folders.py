@@ -292,3 +292,5 @@ def test_folders_that_are_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "art" / "dogs" / "round").symlink_to(tmp_path / "art")
     data = ImageFolder(tmp_path / "art", 16, "all")
     assert Counter(example.label for example in data) == {"cats": 6, "dogs": 6}
+    (tmp_path / "art" / "a link to the dogs").symlink_to(tmp_path / "art" / "dogs")
+    assert {example.key for example in ImageFolder(tmp_path / "art", 16, "all")} == {example.key for example in data}

@@ -82,6 +82,7 @@ def _files_below(root: Path) -> Iterator[Path]:
             below.clear()  # a link that leads to where we were already
             continue
         seen.add(real)
+        below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))  # the same paths on every disk, the real one before its links
         paths = (Path(folder, name) for name in names)
         yield from (path for path in paths if path.is_file() and not is_hidden(path.relative_to(root)))
 
